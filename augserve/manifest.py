@@ -1,0 +1,114 @@
+"""What an augserve .onnx file says about itself.
+
+Stored as one JSON document under the key ``augserve`` of the file's metadata_props, written by the exporter and
+read by everything that opens the file. A change of meaning raises FORMAT_VERSION.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from augserve.errors import ModelFileError
+
+METADATA_KEY = "augserve"
+FORMAT_VERSION = 1
+
+FileMode = Literal["tracked", "batch", "adaptive"]
+FILE_MODES: tuple[str, ...] = ("adaptive", "batch", "tracked")
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class NormLayer(_Schema):
+    """One normalization layer of the network.
+
+    positions is L, the values that one row gives to one channel at the exported input size: a group of one row
+    has statistics of its own only where L > 1.
+    """
+
+    name: str
+    kind: str
+    num_features: Annotated[int, Field(ge=1)]
+    positions: Annotated[int, Field(ge=1)]
+    options: dict[str, float] = {}
+
+
+class Preprocessing(_Schema):
+    """How an image becomes a row: resize to height x width, divide by 255, subtract mean, divide by std."""
+
+    height: Annotated[int, Field(ge=1)]
+    width: Annotated[int, Field(ge=1)]
+    color: Literal["RGB", "L"]
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+
+    @model_validator(mode="after")
+    def _one_value_a_channel(self) -> Preprocessing:
+        channels = len(self.color) if self.color == "RGB" else 1
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise ValueError(f"color {self.color} takes {channels} means and standard deviations")
+        return self
+
+
+class ParityCheck(_Schema):
+    """torch against ONNX Runtime on one batch of real rows; differences are of the logits."""
+
+    name: str
+    rows: int
+    max_abs_difference: float
+    top1_agreement: float
+    repeats_identical: bool
+
+
+class Manifest(_Schema):
+    """The whole document. shape is that of one row, without the batch dimension (C, H, W)."""
+
+    format_version: int = FORMAT_VERSION
+    mode: FileMode
+    default_mode: Literal["tracked", "batch"] = "tracked"
+    architecture: str
+    classes: list[str]
+    shape: list[Annotated[int, Field(ge=1)]]
+    preprocessing: Preprocessing | None = None
+    norms: list[NormLayer] = []
+    opset: int
+    versions: dict[str, str] = {}
+    checkpoint_sha256: str | None = None
+    data: str | None = None
+    parity: list[ParityCheck] = []
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The statistics modes that a request may ask this file for."""
+        return ("tracked", "batch", "blend") if self.mode == "adaptive" else (self.mode,)
+
+    @property
+    def min_positions(self) -> int:
+        """The smallest L of any norm layer; a network without norm layers has no such limit (returns 2)."""
+        return min((layer.positions for layer in self.norms), default=2)
+
+
+def parse_manifest(text: str, path: object) -> Manifest:
+    """Read the JSON document of the file at `path`; the path is only named in errors.
+
+    Raises:
+        ModelFileError: not valid, or of a newer format.
+    """
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise ModelFileError(
+            f"{path}: its manifest is damaged ({where}: {first['msg']}); export the file again"
+        ) from None
+    if manifest.format_version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{path}: manifest format {manifest.format_version} is newer than {FORMAT_VERSION}, the newest that "
+            "this augserve reads; upgrade augserve"
+        )
+    return manifest

@@ -1,0 +1,168 @@
+"""Opening an augserve .onnx file as an ONNX Runtime session, and running rows through it. No torch.
+
+`open_session` checks that the graph is what the manifest says, so that whoever holds a session may trust both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from augserve.errors import ConfigurationError, InputError, ModelFileError, unknown_choice
+from augserve.manifest import METADATA_KEY, Manifest, parse_manifest
+
+Native = Literal["auto", "on", "off"]
+
+ADAPTIVE_INPUTS = ("input", "group", "tracked_weight")
+DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
+
+
+def open_session(
+    path: str | Path, *, providers: Sequence[str] | None = None, native: Native = "auto", threads: int = 0
+) -> ort.InferenceSession:
+    """Open an exported file.
+
+    Args:
+        path: the .onnx file.
+        providers: ONNX Runtime execution providers, in order of preference; None means the CPU.
+        native: use of the native operator library: "auto" (when there is one), "on" (it must be there), "off".
+            This version has none, so "auto" and "off" are the same.
+        threads: threads inside one operator; 0 leaves it to ONNX Runtime (one a core).
+
+    Returns:
+        The session; `read_manifest` gives what the file says about itself.
+
+    Raises:
+        ModelFileError: no such file, not an ONNX file, not ours, damaged, or a manifest that its graph belies.
+        ConfigurationError: a provider that this ONNX Runtime does not have, or native="on".
+    """
+    path = Path(path)
+    if native not in ("auto", "on", "off"):
+        raise unknown_choice("setting of native", native, ("auto", "on", "off"))
+    if native == "on":
+        raise ConfigurationError("this augserve has no native operator library; use native 'auto' or 'off'")
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "nothing"
+        raise ModelFileError(f"{path}: expected an .onnx file, found {what}; `augserve export` writes one")
+    chosen = list(providers or DEFAULT_PROVIDERS)
+    for provider in chosen:
+        if provider not in ort.get_available_providers():
+            raise unknown_choice("execution provider", provider, ort.get_available_providers())
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised, not printed
+    options.intra_op_num_threads = threads
+    try:
+        session = ort.InferenceSession(str(path), options, providers=chosen)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but this
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ModelFileError(f"{path}: not an ONNX file that can be run ({reason})") from None
+    _check_graph(session, read_manifest(session, path), path)
+    return session
+
+
+def read_manifest(session: ort.InferenceSession, path: str | Path = "the model") -> Manifest:
+    """Return what the session's file says about itself; `path` is only named in errors."""
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if text is None:
+        raise ModelFileError(f"{path}: an ONNX file without an augserve manifest; write it with `augserve export`")
+    return parse_manifest(text, path)
+
+
+def run_rows(
+    session: ort.InferenceSession,
+    rows: npt.NDArray[np.float32],
+    group: npt.NDArray[np.int64] | None = None,
+    tracked_weight: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Run rows through the session.
+
+    Args:
+        session: an open augserve file.
+        rows: float32 (N, C, H, W), preprocessed.
+        group: int64 (N,), ids 0..G-1; left out: one group. Adaptive files only.
+        tracked_weight: float32 (N,), lambda of each row's group; left out: 1 (tracked). Adaptive files only.
+
+    Returns:
+        The logits, float32 (N, K).
+    """
+    n = len(rows)
+    feed: dict[str, npt.NDArray[np.generic]] = {"input": rows}
+    names = {node.name for node in session.get_inputs()}
+    if "group" in names:
+        feed["group"] = np.zeros(n, np.int64) if group is None else group
+        feed["tracked_weight"] = np.ones(n, np.float32) if tracked_weight is None else tracked_weight
+    logits: npt.NDArray[np.float32] = session.run(["logits"], feed)[0]
+    return logits
+
+
+def check_rows(rows: npt.ArrayLike, manifest: Manifest) -> npt.NDArray[np.float32]:
+    """Return rows as contiguous float32 (N, C, H, W) of the manifest's shape.
+
+    Raises:
+        InputError: another shape, values that are not numbers, or NaN or inf.
+    """
+    expected = "(N, " + ", ".join(str(size) for size in manifest.shape) + ")"
+    try:
+        array = np.asarray(rows)
+    except ValueError:
+        raise InputError(f"expected rows of equal shape {expected}; got rows of different shapes") from None
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"expected rows of numbers, shape {expected}; got values of type {array.dtype}")
+    if array.ndim != len(manifest.shape) + 1 or list(array.shape[1:]) != manifest.shape:
+        came = "(" + ", ".join(str(size) for size in array.shape) + ")"
+        raise InputError(f"expected rows of shape {expected}; got {came}")
+    if len(array) == 0:
+        raise InputError("expected at least 1 row; got none")
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, dtype=np.float32)
+    finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+    if not finite.all():
+        first = int(np.argmin(finite))
+        raise InputError(f"expected finite float32 numbers; row {first} holds NaN or inf")
+    return array
+
+
+def _check_graph(session: ort.InferenceSession, manifest: Manifest, path: Path) -> None:
+    """Refuse a file whose graph is not what its manifest says."""
+    inputs = {node.name: node for node in session.get_inputs()}
+    expected = ADAPTIVE_INPUTS if manifest.mode == "adaptive" else ADAPTIVE_INPUTS[:1]
+    if tuple(inputs) != expected:
+        raise ModelFileError(
+            f"{path}: its manifest promises mode {manifest.mode} with inputs {', '.join(expected)}; "
+            f"the graph has {', '.join(inputs)}; export the file again"
+        )
+    shape = list(inputs["input"].shape[1:])
+    if shape != manifest.shape or inputs["input"].type != "tensor(float)":
+        raise ModelFileError(
+            f"{path}: its manifest promises float32 rows of shape {manifest.shape}; "
+            f"the graph takes {inputs['input'].type} {shape}; export the file again"
+        )
+    outputs = session.get_outputs()
+    if [node.name for node in outputs] != ["logits"] or outputs[0].shape[1:] != [len(manifest.classes)]:
+        raise ModelFileError(
+            f"{path}: its manifest promises one output, logits (N, {len(manifest.classes)}); the graph has "
+            f"{', '.join(f'{node.name} {node.shape}' for node in outputs)}; export the file again"
+        )
+    if manifest.preprocessing is not None:
+        p = manifest.preprocessing
+        if [len(p.mean), p.height, p.width] != manifest.shape:
+            raise ModelFileError(f"{path}: its preprocessing does not make rows of shape {manifest.shape}")
+
+
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return exp(z_k) / sum_j exp(z_j) by row, float64 (N, K)."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    exponentials = np.exp(shifted)
+    result: npt.NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return result
+
+
+def rows_with_own_statistics(manifest: Manifest) -> int:
+    """Return the fewest rows that a group needs for statistics of its own: 1, or 2 where a layer has L = 1."""
+    return math.ceil(2 / min(manifest.min_positions, 2))
