@@ -1,0 +1,1 @@
+"""One module a protocol: adapters between HTTP and the data plane, nothing more."""

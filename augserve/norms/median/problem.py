@@ -1,0 +1,54 @@
+"""The generalized geometric median (GGM): its definition, never optimised.
+
+    mu(x, phi) = argmin_y sum_i |x_i - y|^phi,    phi in [1, inf]
+
+phi = 1 is the median (the midpoint of the two middle values), phi = 2 the mean, phi = inf the midrange. Between,
+mu is the root of the increasing function g(y) = sum_i sgn(y - x_i) |x_i - y|^(phi - 1).
+
+Source: AugNorm, section on the generalized geometric median. Everything fast is tested against this file.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from augserve.errors import ConfigurationError
+
+
+def check_phi(phi: float) -> float:
+    """Return phi as a float, or raise ConfigurationError where it lies outside [1, inf]."""
+    phi = float(phi)
+    if not phi >= 1:  # also catches NaN
+        raise ConfigurationError(f"phi must lie in [1, inf]: 1 median, 2 mean, inf midrange; got {phi}")
+    return phi
+
+
+def objective(rows: Tensor, y: Tensor, phi: float) -> Tensor:
+    """Return sum_i |x_i - y|^phi by row, (R,); rows (R, m), y (R,), phi finite."""
+    return (rows - y[:, None]).abs().pow(phi).sum(dim=1)
+
+
+def residual(rows: Tensor, y: Tensor, phi: float) -> Tensor:
+    """Return g(y) = sum_i sgn(y - x_i) |x_i - y|^(phi - 1) by row, (R,); rows (R, m), y (R,), phi finite."""
+    d = y[:, None] - rows
+    return (torch.sign(d) * d.abs().pow(phi - 1)).sum(dim=1)
+
+
+def closed_form(rows: Tensor, phi: float) -> Tensor | None:
+    """Return the exact GGM by row, (R,), where phi or the number of values m has one, else None.
+
+    Up to two values every phi has the same answer, their midpoint (for phi = 1 by convention).
+    """
+    m = rows.shape[1]
+    if math.isinf(phi) or m <= 2:
+        low, high = torch.aminmax(rows, dim=1)
+        return low / 2 + high / 2  # the sum of the two could overflow
+    if phi == 2:
+        return rows.mean(dim=1)
+    if phi == 1:
+        ordered = rows.sort(dim=1).values
+        return ordered[:, (m - 1) // 2] / 2 + ordered[:, m // 2] / 2
+    return None

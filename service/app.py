@@ -1,0 +1,68 @@
+"""The ASGI application: routes, errors and documentation around one `Service`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from augserve import __version__
+from augserve.service import http_errors
+from augserve.service.lifecycle import Service
+from augserve.service.openapi import describe
+from augserve.service.routes import health, predict
+from augserve.service.settings import Settings, read_settings
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the application; its lifespan loads the model.
+
+    Args:
+        settings: the operator's choices; None reads AUGSERVE_* variables (AUGSERVE_MODEL is required).
+
+    Returns:
+        An ASGI application for any ASGI server; /readyz answers 503 until the model is loaded.
+
+    Raises:
+        ConfigurationError: settings are None and the environment's are incomplete or invalid.
+
+    Example:
+        >>> app = create_app(Settings(model="model.onnx"))
+        >>> uvicorn.run(app)
+    """
+    return build_app(Service(settings or read_settings()))
+
+
+def build_app(service: Service) -> FastAPI:
+    """Build the application around a service, which it starts and stops."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        try:
+            yield
+        finally:
+            await service.stop()
+
+    app = _App(
+        title="augserve",
+        version=__version__,
+        description="Predictions whose normalization statistics each request chooses for itself.",
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    app.include_router(predict.router)
+    app.include_router(health.router)
+    http_errors.install(app)
+    return app
+
+
+class _App(FastAPI):
+    """FastAPI whose documentation shows a request that the served model answers."""
+
+    def openapi(self) -> dict[str, Any]:
+        return describe(super().openapi(), self.state.service)

@@ -1,0 +1,26 @@
+"""GET /healthz (the process answers) and GET /readyz (it takes requests): an adapter of the lifecycle."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from fastapi import APIRouter
+from starlette.requests import Request
+
+from augserve.service.lifecycle import Service
+from augserve.service.openapi import NOT_READY
+
+router = APIRouter()
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """Answer 200 as long as the process lives."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz", responses=NOT_READY)
+async def readyz(request: Request) -> dict[str, str]:
+    """Answer 200 exactly when requests are taken, 503 while starting or draining."""
+    predictor = cast("Service", request.app.state.service).ready()
+    return {"status": "ready", "model": predictor.name}

@@ -1,0 +1,127 @@
+"""The application behind uvicorn: bind, load, serve, drain.
+
+Whatever can fail does so before uvicorn starts, with one clear error. On SIGTERM the server first refuses new
+requests (503) while the accepted ones finish, and only then closes its listener.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import uvicorn
+
+from augserve.errors import ConfigurationError
+from augserve.service.app import build_app
+from augserve.service.lifecycle import Service, open_predictor
+from augserve.service.settings import Settings
+
+DRAIN_MARGIN_S = 30
+
+
+class _Stopped(BaseException):
+    """SIGTERM outside uvicorn's own handling."""
+
+
+def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) -> None:
+    """Serve one model until SIGTERM or SIGINT; returns once every accepted request is answered.
+
+    Args:
+        settings: the operator's choices.
+        on_ready: called with the server's URL when it takes requests.
+
+    Raises:
+        ModelFileError: a model that cannot be loaded or fails its self-check.
+        ConfigurationError: an address that cannot be listened on, or an unknown provider.
+
+    Example:
+        >>> serve(read_settings(model="model.onnx", port=9000), on_ready=print)
+    """
+    with contextlib.suppress(_Stopped, KeyboardInterrupt), _stop_on_sigterm(), _bind(settings) as listener:
+        service = Service(settings, open_predictor(settings))
+        config = uvicorn.Config(
+            build_app(service),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            timeout_graceful_shutdown=math.ceil(settings.request_timeout_s) + DRAIN_MARGIN_S,
+        )
+        _Server(config, service, on_ready).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that answers 503 while it drains, in place of refusing to connect."""
+
+    def __init__(
+        self, config: uvicorn.Config, service: Service, on_ready: Callable[[str], None] | None = None
+    ) -> None:
+        super().__init__(config)
+        self._service = service
+        self._on_ready = on_ready
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._service.drain()
+        super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._on_ready is not None and self.started and sockets:
+            self._on_ready(_url(sockets[0]))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.drain()
+        await self._service.drained(lambda: self.force_exit)
+        await super().shutdown(sockets)
+
+
+def _bind(settings: Settings) -> socket.socket:
+    """Return a bound socket, not yet listening."""
+    where = f"{settings.host}:{settings.port}"
+    try:
+        found = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen on {where}: {error.strerror}; choose another host") from None
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)  # asyncio disables Nagle's delay where it sees TCP here
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"cannot listen on {where}: {error.strerror}; stop what listens there or choose another port"
+        ) from None
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextlib.contextmanager
+def _stop_on_sigterm() -> Iterator[None]:
+    """Turn a SIGTERM before uvicorn takes over, or handed on at its end, into a return of `serve`.
+
+    Process 1 of a container ignores a signal without a handler, so that a slow load could not be stopped.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(sig: int, frame: FrameType | None) -> None:
+        raise _Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,114 @@
+"""The client, against a real server."""
+
+from __future__ import annotations
+
+import io
+import socket
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import expected_logits, running, some_rows
+
+from augserve.client import Client
+from augserve.errors import InputError, RemoteError
+
+
+@pytest.fixture(scope="module")
+def client(server: httpx.Client) -> Client:
+    with Client(str(server.base_url)) as client:
+        yield client
+
+
+def picture(path: Path, shade: int) -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, 2 * shade, 255 - shade)).save(data, "PNG")
+    path.write_bytes(data.getvalue())
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights"),
+    [
+        ({}, [1, 1]),
+        ({"tracking": None}, [1, 1]),
+        ({"tracking": False}, [0, 0]),
+        ({"blend": {"tracked_weight": 0.5}}, [0.5, 0.5]),
+        ({"blend": {"prior": 1}}, [0.25, 0.5]),
+    ],
+)
+def test_rows_are_answered_as_asked(client: Client, settings: dict, weights: list) -> None:
+    rows = some_rows(4)
+    for given in (rows, rows.astype(np.float64), rows.tolist()):
+        answer = client.predict(given, 3, returns=["logits"], **settings)
+        logits = [one["logits"] for one in answer["predictions"]]
+        expected = expected_logits(rows, [[0, 1, 2], [3]], weights)
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+
+
+def test_images_may_be_paths_or_bytes(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    data = picture(path, 10)
+    answer = client.predict([path, str(path), data], top_k=2, remainder="merge", batch_size=2)
+    assert answer["predictions"][0] == answer["predictions"][1] == answer["predictions"][2]
+    assert len(answer["predictions"][0]["top_k"]) == 2
+    assert answer["statistics"]["groups"] == [3]
+    assert client.predict(path)["predictions"] == client.predict(data)["predictions"]
+    blended = client.predict([path, path], blend={"prior": 2}, returns=["label"])
+    assert blended["statistics"]["tracked_weight"] == [0.5]
+    assert set(blended["predictions"][0]) == {"index", "label", "probability"}
+
+
+def test_refusal_holds_the_server_s_words(client: Client) -> None:
+    with pytest.raises(RemoteError, match=r"422: expected rows of shape \(N, 3, 8, 8\)"):
+        client.predict(np.zeros((1, 1, 8, 8)))
+    with pytest.raises(RemoteError, match="415: row 0: expected a PNG"):
+        client.predict(b"text")
+    with pytest.raises(RemoteError, match="422: remainder"):
+        client.predict(some_rows(1), remainder="pad")
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([[1.0], [1.0, 2.0]], "different shapes"),
+        ([["a"]], "rows of numbers"),
+        (3.0, "rows of numbers"),
+        ([[float("nan")]], "finite"),
+        ([[1e39]], "finite"),
+        (["no-such-file.png"], "no-such-file.png: expected an image file"),
+    ],
+)
+def test_what_cannot_be_sent_is_an_input_error(client: Client, rows: object, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        client.predict(rows)
+
+
+def test_server_that_is_not_there_is_one_clear_line() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for url in (f"http://127.0.0.1:{port}", "127.0.0.1:8000", "ftp://127.0.0.1", "http://[", "http://"):
+        with Client(url) as client, pytest.raises(RemoteError, match="could not reach") as caught:
+            client.predict(some_rows(1))
+        assert "\n" not in str(caught.value)
+
+
+def test_slow_server_is_one_clear_line() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with Client(url, timeout_s=0.1) as client, pytest.raises(RemoteError, match="did not answer in time"):
+            client.predict(some_rows(1))
+
+
+def test_server_of_another_kind_is_named(model: Path) -> None:
+    with (
+        running(model) as http,
+        Client(str(http.base_url.copy_with(path="/docs"))) as client,
+        pytest.raises(RemoteError, match="404"),
+    ):
+        client.predict(some_rows(1))
