@@ -118,11 +118,7 @@ def _images_of(given: Any) -> list[Image] | None:
     """Return paths and bytes as a list, None for anything that is rows."""
     if isinstance(given, (str, Path, bytes)):
         return [given]
-    if (
-        isinstance(given, (list, tuple))
-        and given
-        and all(isinstance(one, (str, Path, bytes)) for one in given)
-    ):
+    if isinstance(given, (list, tuple)) and given and all(isinstance(one, (str, Path, bytes)) for one in given):
         return list(given)
     return None
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -164,5 +163,5 @@ def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 
 def rows_with_own_statistics(manifest: Manifest) -> int:
-    """Return the fewest rows that a group needs for statistics of its own: 1, or 2 where a layer has L = 1."""
-    return math.ceil(2 / min(manifest.min_positions, 2))
+    """Return the fewest rows of a group with statistics of its own: 1, or 2 where some layer has L = 1."""
+    return 2 if manifest.min_positions == 1 else 1

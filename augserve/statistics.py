@@ -39,7 +39,7 @@ class Statistics:
             count for; lambda = N / (N + n) for a group of n rows.
 
     Raises:
-        ConfigurationError: an unknown mode, a weight outside its range, or a weight that the mode does not take.
+        ConfigurationError: an unknown mode, a weight out of range, or one that the mode does not take.
 
     Example:
         >>> Statistics("blend", prior=16).weight(rows=48)
@@ -60,7 +60,7 @@ class Statistics:
             )
         if self.mode == "blend" and len(given) != 1:
             came = "both" if given else "neither"
-            raise ConfigurationError(f"mode 'blend' takes tracked_weight or prior, one of the two; got {came}")
+            raise ConfigurationError(f"mode 'blend' takes one of tracked_weight and prior; got {came}")
         if self.tracked_weight is not None and not 0 <= self.tracked_weight <= 1:
             raise ConfigurationError(f"tracked_weight must lie in [0, 1]; got {self.tracked_weight}")
         if self.prior is not None and not (self.prior >= 0 and math.isfinite(self.prior)):

@@ -45,8 +45,7 @@ def check_headers(request: Request, max_bytes: int) -> str:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in ("application/json", "multipart/form-data"):
         raise MediaTypeError(
-            "expected Content-Type application/json or multipart/form-data; got "
-            + (media_type[:80] or "none")
+            "expected Content-Type application/json or multipart/form-data; got " + (media_type[:80] or "none")
         )
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
@@ -118,9 +117,7 @@ def parse_form(body: bytes, content_type: str) -> ParsedBody:
             images.append(content)
             continue
         if name not in FORM_FIELDS:
-            raise ConfigurationError(
-                f"unknown field {shorten(name)}; the fields are: {', '.join(FORM_FIELDS)}"
-            )
+            raise ConfigurationError(f"unknown field {shorten(name)}; the fields are: {', '.join(FORM_FIELDS)}")
         try:
             fields.setdefault(name, []).append(content.decode("utf-8"))
         except UnicodeDecodeError:
@@ -144,21 +141,15 @@ def _settings_of(fields: dict[str, list[str]]) -> dict[str, Any]:
     weights = {name: data.pop(name) for name in ("tracked_weight", "prior") if name in data}
     if "blend" in data:
         if weights:
-            raise ConfigurationError(
-                f"expected blend or {next(iter(weights))}; got both: leave one of them out"
-            )
+            raise ConfigurationError(f"expected blend or {next(iter(weights))}; got both: leave one of them out")
         try:
             data["blend"] = orjson.loads(data["blend"])
         except orjson.JSONDecodeError:
-            raise ConfigurationError(
-                f"expected blend as a JSON object; got {shorten(data['blend'])}"
-            ) from None
+            raise ConfigurationError(f"expected blend as a JSON object; got {shorten(data['blend'])}") from None
     elif weights:
         data["blend"] = weights
     return data
 
 
 def _too_large(max_bytes: int) -> PayloadTooLargeError:
-    return PayloadTooLargeError(
-        f"expected a body of at most {max_bytes} bytes; got more; send several requests"
-    )
+    return PayloadTooLargeError(f"expected a body of at most {max_bytes} bytes; got more; send several requests")

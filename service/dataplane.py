@@ -191,8 +191,7 @@ def _predictions(
     predictions = []
     for row in range(len(logits)):
         best = [
-            TopClass(index=int(k), label=classes[k], probability=float(probabilities[row, k]))
-            for k in order[row]
+            TopClass(index=int(k), label=classes[k], probability=float(probabilities[row, k])) for k in order[row]
         ]
         prediction = Prediction()
         if "label" in wanted:

@@ -53,9 +53,7 @@ def decode_image(
     with image:
         width, height = image.size
         if width * height > max_pixels:
-            raise PayloadTooLargeError(
-                f"expected an image of at most {max_pixels} pixels; got {width} x {height}"
-            )
+            raise PayloadTooLargeError(f"expected an image of at most {max_pixels} pixels; got {width} x {height}")
         try:
             image.load()
         except Exception as error:  # as above

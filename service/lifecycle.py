@@ -62,9 +62,7 @@ class Service:
             NotReadyError: starting, draining, or a model that could not be loaded.
         """
         if self._draining:
-            raise NotReadyError(
-                "expected a request before the server stops; it is draining; ask another server"
-            )
+            raise NotReadyError("expected a request before the server stops; it is draining; ask another server")
         if self._failed:
             raise NotReadyError("the model could not be loaded; the server's log says why")
         if self.predictor is None:

@@ -31,9 +31,7 @@ def split_parts(body: bytes, content_type: str) -> list[tuple[str, bytes]]:
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
-        raise MalformedRequestError(
-            "expected multipart/form-data with a boundary; the Content-Type names none"
-        )
+        raise MalformedRequestError("expected multipart/form-data with a boundary; the Content-Type names none")
     collector = _Collector()
     try:
         parser = MultipartParser(
@@ -53,9 +51,7 @@ def split_parts(body: bytes, content_type: str) -> list[tuple[str, bytes]]:
     except (FormParserError, ValueError) as error:
         raise MalformedRequestError(f"expected well-formed multipart/form-data; {str(error)[:150]}") from None
     if not collector.ended:
-        raise MalformedRequestError(
-            "expected multipart/form-data up to its last boundary; the body breaks off"
-        )
+        raise MalformedRequestError("expected multipart/form-data up to its last boundary; the body breaks off")
     return collector.parts
 
 
@@ -91,9 +87,7 @@ class _Collector:
 
     def part_end(self) -> None:
         if self._name is None:
-            raise MalformedRequestError(
-                "expected a name in the Content-Disposition of every part; one has none"
-            )
+            raise MalformedRequestError("expected a name in the Content-Disposition of every part; one has none")
         if len(self.parts) >= MAX_PARTS:
             raise MalformedRequestError(f"expected at most {MAX_PARTS} parts in a form; got more")
         self.parts.append((self._name.decode("utf-8", "replace"), bytes(self._content)))

@@ -24,9 +24,7 @@ server preprocesses as the model's file says. A form takes images in fields name
 def _responses(statuses: set[int]) -> dict[int | str, dict[str, Any]]:
     """Return the documentation of the given statuses, from the table of errors."""
     codes = {status: [row.code for row in TABLE.values() if row.status == status] for status in statuses}
-    return {
-        status: {"model": ErrorBody, "description": " or ".join(codes[status])} for status in sorted(statuses)
-    }
+    return {status: {"model": ErrorBody, "description": " or ".join(codes[status])} for status in sorted(statuses)}
 
 
 RESPONSES = _responses({row.status for row in TABLE.values()})

@@ -104,9 +104,7 @@ def _numbers(rows: list[Any]) -> npt.NDArray[np.float64]:
         strange = kinds - {list, int, float}
         if strange:
             names = ", ".join(sorted(kind.__name__ for kind in strange))
-            raise InputError(
-                f'expected rows of nested numbers or {{"b64": "..."}}; got values of type {names}'
-            )
+            raise InputError(f'expected rows of nested numbers or {{"b64": "..."}}; got values of type {names}')
         lengths = set(map(len, level)) if kinds == {list} else set()
         if len(lengths) != 1:
             raise InputError("expected rows of equal shape; got lists of different lengths")

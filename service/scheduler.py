@@ -38,9 +38,7 @@ class Deadline:
 
     def error(self, what: str) -> DeadlineError:
         """Return the error to raise."""
-        return DeadlineError(
-            f"expected to run this request within {self.seconds:g} s; by then {what}; try again"
-        )
+        return DeadlineError(f"expected to run this request within {self.seconds:g} s; by then {what}; try again")
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,7 @@ class Scheduler:
         self.taken = 0
         self._queue_limit = queue_limit
         self._run_pool = ThreadPoolExecutor(workers, thread_name_prefix="augserve-run")
-        self._codec_pool = ThreadPoolExecutor(
-            min(4, os.cpu_count() or 1), thread_name_prefix="augserve-codec"
-        )
+        self._codec_pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="augserve-codec")
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -77,9 +73,7 @@ class Scheduler:
             QueueFullError: every place is taken.
         """
         if self.taken >= self.places:
-            raise QueueFullError(
-                f"expected at most {self._queue_limit} waiting requests; got one more; try again"
-            )
+            raise QueueFullError(f"expected at most {self._queue_limit} waiting requests; got one more; try again")
         self.taken += 1
         try:
             yield

@@ -57,9 +57,7 @@ class PredictSettings(BaseModel):
 FIELDS = tuple(field.alias or name for name, field in PredictSettings.model_fields.items())
 
 
-def parse_settings(
-    data: Mapping[str, Any], *, known: tuple[str, ...] = FIELDS, strict: bool
-) -> PredictSettings:
+def parse_settings(data: Mapping[str, Any], *, known: tuple[str, ...] = FIELDS, strict: bool) -> PredictSettings:
     """Check the settings of one request.
 
     Args:

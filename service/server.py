@@ -84,9 +84,7 @@ def _bind(settings: Settings) -> socket.socket:
     """Return a bound socket, not yet listening."""
     where = f"{settings.host}:{settings.port}"
     try:
-        found = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise ConfigurationError(f"cannot listen on {where}: {error.strerror}; choose another host") from None
     family, kind, protocol, _, address = found[0]

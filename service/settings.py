@@ -40,9 +40,7 @@ class Settings(BaseSettings):
         64
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="AUGSERVE_", extra="forbid", frozen=True, env_ignore_empty=True
-    )
+    model_config = SettingsConfigDict(env_prefix="AUGSERVE_", extra="forbid", frozen=True, env_ignore_empty=True)
 
     model: Path
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"

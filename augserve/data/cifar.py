@@ -96,8 +96,7 @@ def _parts(version: Version, files: dict[str, bytes], where: Path) -> tuple[Labe
         came = version.class_names(files[version.meta], where / version.meta)
         if came != CLASSES:
             raise DataError(
-                f"{where / version.meta}: expected CIFAR-10's classes {', '.join(CLASSES)}; "
-                f"got {', '.join(came)}"
+                f"{where / version.meta}: expected CIFAR-10's classes {', '.join(CLASSES)}; got {', '.join(came)}"
             )
     batches = [version.decode(files.pop(name), where / name, len(CLASSES)) for name in version.needed]
     train = LabelledImages(*(np.concatenate(arrays) for arrays in zip(*batches[:-1], strict=True)))

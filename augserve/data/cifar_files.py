@@ -96,9 +96,7 @@ def read_archive(version: Version, archive: Path) -> dict[str, bytes]:
                 continue
             content = tar.extractfile(member) if member.isreg() else None
             if content is None or path.name in files:
-                raise DataError(
-                    f"{archive}: expected one regular file {path.name}; got another kind or a second"
-                )
+                raise DataError(f"{archive}: expected one regular file {path.name}; got another kind or a second")
             files[path.name] = content.read()  # raises where the archive ends first
         while stream.read(1 << 20):  # to the end, where gzip's checksum is
             pass
@@ -132,9 +130,7 @@ def _names_python(content: bytes, source: Path) -> tuple[str, ...]:
 def _decode_binary(content: bytes, source: Path, n_classes: int) -> LabelledImages:
     rows, left = divmod(len(content), 1 + _PIXELS)
     if left or not rows:
-        raise DataError(
-            f"{source}: expected a multiple of {1 + _PIXELS} bytes, at least one; got {len(content)}"
-        )
+        raise DataError(f"{source}: expected a multiple of {1 + _PIXELS} bytes, at least one; got {len(content)}")
     table = np.frombuffer(content, dtype=np.uint8).reshape(rows, 1 + _PIXELS)
     checked = check_labels(table[:, 0], rows, n_classes, source)
     return LabelledImages(table[:, 1:].copy().reshape(-1, *SHAPE), checked)

@@ -45,8 +45,7 @@ def load_digits() -> ImageSet:
         from sklearn import datasets
     except ImportError as error:
         raise DataError(
-            "the data set 'digits' comes with scikit-learn, which is not installed: "
-            "pip install 'augserve[train]'"
+            "the data set 'digits' comes with scikit-learn, which is not installed: pip install 'augserve[train]'"
         ) from error
     counts, target = datasets.load_digits(return_X_y=True)  # (1797, 64) float in 0..16, (1797,)
     images, labels = _enlarge(counts.reshape(-1, 8, 8)), target.astype(np.int64)

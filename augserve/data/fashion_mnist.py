@@ -102,9 +102,7 @@ def _read_idx_part(found: dict[str, Path], part: str) -> LabelledImages:
     images = read_idx(image_path, SHAPE[1:])  # (N, 28, 28)
     labels = read_idx(label_path, ())  # (N,)
     if len(images) != len(labels):
-        raise DataError(
-            f"{label_path}: expected {len(images)} labels, as many as {image_path}; got {len(labels)}"
-        )
+        raise DataError(f"{label_path}: expected {len(images)} labels, as many as {image_path}; got {len(labels)}")
     return LabelledImages(images[:, None], check_labels(labels, len(images), len(CLASSES), label_path))
 
 

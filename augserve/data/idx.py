@@ -45,16 +45,14 @@ def read_idx(path: Path, item_shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         magic, *sizes = struct.unpack(f">4s{n_dims}I", header)
         if magic != bytes((0, 0, _UNSIGNED_BYTE, n_dims)):
             raise DataError(
-                f"{path}: expected {expected}, magic number 0x{_UNSIGNED_BYTE:06x}{n_dims:02x}; "
-                f"got 0x{magic.hex()}"
+                f"{path}: expected {expected}, magic number 0x{_UNSIGNED_BYTE:06x}{n_dims:02x}; got 0x{magic.hex()}"
             )
         if tuple(sizes[1:]) != item_shape:
             raise DataError(f"{path}: expected {expected}; its header says {tuple(sizes)}")
         content = stream.read()
         if len(content) != math.prod(sizes):
             raise DataError(
-                f"{path}: expected {math.prod(sizes)} bytes after the header for {tuple(sizes)}; "
-                f"got {len(content)}"
+                f"{path}: expected {math.prod(sizes)} bytes after the header for {tuple(sizes)}; got {len(content)}"
             )
     flat = np.frombuffer(content, dtype=np.uint8).copy()  # writable, as torch wants it
     items: npt.NDArray[np.uint8] = flat.reshape(-1, *item_shape)

@@ -109,13 +109,11 @@ def hold_out_validation(train: LabelledImages) -> tuple[LabelledImages, Labelled
 def _check_part(where: str, images: Pixels, labels: Labels, shape: tuple[int, ...], n_classes: int) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
         raise DataError(
-            f"{where}: expected uint8 images (N, C, H, W) of one shape {shape}; "
-            f"got {images.dtype} {images.shape}"
+            f"{where}: expected uint8 images (N, C, H, W) of one shape {shape}; got {images.dtype} {images.shape}"
         )
     if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
         raise DataError(
-            f"{where}: expected int64 labels ({len(images)},), one an image; "
-            f"got {labels.dtype} {labels.shape}"
+            f"{where}: expected int64 labels ({len(images)},), one an image; got {labels.dtype} {labels.shape}"
         )
     if labels.size and not (labels.min() >= 0 and labels.max() < n_classes):
         raise DataError(f"{where}: expected labels 0..{n_classes - 1}; got {labels.min()}..{labels.max()}")

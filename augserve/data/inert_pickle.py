@@ -105,9 +105,7 @@ def _check_opcodes(content: bytes, source: object) -> None:
         tuples += opcode.name.startswith("TUPLE")
         far = "PUT" in opcode.name and isinstance(argument, int) and argument > len(content)
         if tuples > _MAX_TUPLES or far or opcode.name.startswith(("EXT", "NEXT_BUFFER")):
-            raise DataError(
-                f"{source}: refused: no array file needs the pickle opcode {opcode.name} like this"
-            )
+            raise DataError(f"{source}: refused: no array file needs the pickle opcode {opcode.name} like this")
         end = position or 0
     if end + 1 != len(content):
         raise DataError(f"{source}: expected {end + 1} bytes, where its pickle ends; got {len(content)}")

@@ -81,9 +81,7 @@ def missing(name: str, looked_for: Iterable[str], folders: Iterable[Path], origi
     )
 
 
-def check_labels(
-    labels: npt.ArrayLike, n_images: int, n_classes: int, source: object
-) -> npt.NDArray[np.int64]:
+def check_labels(labels: npt.ArrayLike, n_images: int, n_classes: int, source: object) -> npt.NDArray[np.int64]:
     """Return the labels of a file as int64 (N,).
 
     Args:

@@ -16,9 +16,7 @@ from augserve.errors import ConfigurationError
 Indices = npt.NDArray[np.int64]
 
 
-def stratified_holdout(
-    labels: npt.NDArray[np.integer], fraction: float, seed: int
-) -> tuple[Indices, Indices]:
+def stratified_holdout(labels: npt.NDArray[np.integer], fraction: float, seed: int) -> tuple[Indices, Indices]:
     """Choose which images are held out, so that every class gives the same share.
 
     A class of n images gives round(fraction * n) (halves up), but at least 1 and at most n - 1; a class of

@@ -47,9 +47,7 @@ def read_strips(path: Path, image_shape: tuple[int, int, int], n_classes: int) -
         with loaded:
             absent = [key for key in _KEYS if key not in loaded.files]
             if absent:
-                raise DataError(
-                    f"{path}: expected the arrays {', '.join(_KEYS)}; {', '.join(absent)} is not there"
-                )
+                raise DataError(f"{path}: expected the arrays {', '.join(_KEYS)}; {', '.join(absent)} is not there")
             webp, offsets, labels, shape = (loaded[key] for key in _KEYS)
         n = _count(path, shape, image_shape)
         checked = check_labels(labels, n, n_classes, path)

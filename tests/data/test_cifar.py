@@ -18,9 +18,7 @@ PY_TAR, BIN_TAR = "cifar-10-python.tar.gz", "cifar-10-binary.tar.gz"
 
 def strips(folder, parts):
     nhwc = parts.images.transpose(0, 1, 3, 4, 2)
-    formats.write_strips(
-        folder / "cifar10_train.npz", np.concatenate(nhwc[:5]), np.concatenate(parts.labels[:5])
-    )
+    formats.write_strips(folder / "cifar10_train.npz", np.concatenate(nhwc[:5]), np.concatenate(parts.labels[:5]))
     formats.write_strips(folder / "cifar10_test.npz", nhwc[5], parts.labels[5])
 
 
@@ -32,9 +30,7 @@ FORMS = {
     "python folder": lambda f, p: formats.write_folder(f / PY, formats.python_version(p)),
     "python, data_dir itself": lambda f, p: formats.write_folder(f, formats.python_version(p)),
     "python archive": lambda f, p: formats.write_archive(f / PY_TAR, PY, formats.python_version(p)),
-    "python archive, ./": lambda f, p: formats.write_archive(
-        f / PY_TAR, f"./{PY}", formats.python_version(p)
-    ),
+    "python archive, ./": lambda f, p: formats.write_archive(f / PY_TAR, f"./{PY}", formats.python_version(p)),
     "binary folder": lambda f, p: formats.write_folder(f / BIN, formats.binary_version(p)),
     "binary, data_dir itself": lambda f, p: formats.write_folder(f, formats.binary_version(p)),
     "binary archive": lambda f, p: formats.write_archive(f / BIN_TAR, BIN, formats.binary_version(p)),

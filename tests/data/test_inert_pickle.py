@@ -150,9 +150,7 @@ def test_arrays_of_anything_but_integers_are_refused(array, protocol):
 @pytest.mark.parametrize("size", [0, 5, 7, 2**31 - 1, -6])
 def test_an_array_whose_sizes_do_not_match_its_bytes_is_refused(size):
     stream = python2_pickle({b"a": np.zeros((6, 1), np.uint8)})
-    assert (
-        stream.count(struct.pack("<i", 6)) == 2
-    )  # the size, and the length of the bytes, which is read first
+    assert stream.count(struct.pack("<i", 6)) == 2  # the size, and the length of the bytes, which is read first
     changed = stream.replace(b"J" + struct.pack("<i", 6), b"J" + struct.pack("<i", size))
     with pytest.raises(DataError, match="array"):
         read_pickle(changed, "x")

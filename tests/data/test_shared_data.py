@@ -25,8 +25,7 @@ def test_the_real_set_is_whole(shared_data, name, counts, shape, tolerance):
     values = np.arange(256) / 255
     for channel in range(shape[0]):
         seen = sum(
-            np.bincount(images[:, channel].ravel(), minlength=256)
-            for images in (got.train_images, got.val_images)
+            np.bincount(images[:, channel].ravel(), minlength=256) for images in (got.train_images, got.val_images)
         )
         mean = (seen * values).sum() / seen.sum()
         std = np.sqrt((seen * (values - mean) ** 2).sum() / seen.sum())

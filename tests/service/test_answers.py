@@ -159,9 +159,7 @@ def test_predictor_refuses_what_http_refuses(predictor: Predictor) -> None:
         predictor.predict(some_rows(1), PredictSettings(tracking=True, blend={"prior": 1}))
 
 
-def test_model_that_fails_its_self_check_is_not_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_model_that_fails_its_self_check_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_model(tmp_path / "tiny.onnx")
     for logits, came in (
         (np.zeros((1, 3), np.float32), "shape"),

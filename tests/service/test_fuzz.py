@@ -37,9 +37,7 @@ BODIES = VALUES | st.fixed_dictionaries(
     },
 )
 ALLOWED = {200, 400, 404, 413, 415, 422}
-SETTINGS = settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+SETTINGS = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @SETTINGS
@@ -51,9 +49,7 @@ def test_any_json_is_answered_or_refused(server: httpx.Client, body: object) -> 
 
 
 @SETTINGS
-@given(
-    body=st.binary(max_size=60), kind=st.sampled_from(["application/json", "multipart/form-data; boundary=x"])
-)
+@given(body=st.binary(max_size=60), kind=st.sampled_from(["application/json", "multipart/form-data; boundary=x"]))
 def test_any_bytes_are_refused(server: httpx.Client, body: bytes, kind: str) -> None:
     framed = b"--x\r\nContent-Disposition: form-data; name=" + body if "multipart" in kind else body
     response = server.post("/predict", content=framed, headers={"Content-Type": kind})

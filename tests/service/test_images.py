@@ -57,9 +57,7 @@ def test_height_and_width_are_not_swapped() -> None:
 def test_palette_with_transparency_and_sixteen_bits_are_read() -> None:
     palette = picture().convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
     data = encoded(palette, transparency=bytes([0, 128, 255, 255]))
-    expected = (
-        Image.open(io.BytesIO(data)).convert("RGBA").convert("RGB").resize((8, 8), Image.Resampling.BILINEAR)
-    )
+    expected = Image.open(io.BytesIO(data)).convert("RGBA").convert("RGB").resize((8, 8), Image.Resampling.BILINEAR)
     row = decode_image(data, PREPROCESSING)
     np.testing.assert_allclose(
         row, ((np.asarray(expected) / 255.0 - MEAN) / STD).transpose(2, 0, 1), rtol=0, atol=TOLERANCE
@@ -110,9 +108,7 @@ def test_numbers_and_b64_images_mix_in_one_request(server: httpx.Client) -> None
     assert response.status_code == 200, response.text
     rows = np.stack([oracle(data[0]), given[0], oracle(data[1]), given[1], oracle(data[2])])
     logits = [one["logits"] for one in response.json()["predictions"]]
-    np.testing.assert_allclose(
-        logits, expected_logits(rows, [[0, 1, 2], [3, 4]], [0, 0]), rtol=0, atol=TOLERANCE
-    )
+    np.testing.assert_allclose(logits, expected_logits(rows, [[0, 1, 2], [3, 4]], [0, 0]), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(

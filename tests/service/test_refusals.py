@@ -147,9 +147,7 @@ def test_unknown_names_are_404_and_methods_405(server: httpx.Client) -> None:
 
 def test_body_over_the_limit_is_413_with_and_without_length(server: httpx.Client) -> None:
     body = b" " * 200_001
-    assert_refused(
-        server.post("/predict", content=body, headers=JSON), 413, "payload_too_large", "200000 bytes"
-    )
+    assert_refused(server.post("/predict", content=body, headers=JSON), 413, "payload_too_large", "200000 bytes")
     chunks = (body[i : i + 5000] for i in range(0, len(body), 5000))
     assert_refused(server.post("/predict", content=chunks, headers=JSON), 413, "payload_too_large", "200000")
     fits = json.dumps({"instances": [ROW]}).encode().ljust(200_000)
@@ -240,9 +238,7 @@ def test_form_without_files_is_422(server: httpx.Client) -> None:
     ],
 )
 def test_malformed_form_is_400(server: httpx.Client, boundary: str, body: bytes) -> None:
-    response = server.post(
-        "/predict", content=body, headers={"Content-Type": f"multipart/form-data{boundary}"}
-    )
+    response = server.post("/predict", content=body, headers={"Content-Type": f"multipart/form-data{boundary}"})
     assert_refused(response, 400, "malformed_request")
 
 

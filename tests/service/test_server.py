@@ -125,7 +125,5 @@ def test_service_and_client_import_neither_torch_nor_onnx() -> None:
         "import sys, augserve.client, augserve.service.app, augserve.service.server\n"
         "print(sorted({'torch', 'onnx', 'onnxscript', 'sklearn'} & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "[]\n"

@@ -64,7 +64,8 @@ def generalized_median(
     rows = x.permute(*kept, *reduced).reshape(math.prod(shape), -1) if x.numel() else x.new_empty(0, 0)
     if rows.shape[1] == 0:
         raise InputError(f"expected at least one value in each reduction; got shape {tuple(x.shape)}")
-    return MedianResult(*(part.reshape(shape) for part in _Median.apply(rows, phi, rtol, max_steps)))
+    parts = _Median.apply(rows, phi, rtol, max_steps)  # type: ignore[no-untyped-call]
+    return MedianResult(*(part.reshape(shape) for part in parts))
 
 
 class _Median(torch.autograd.Function):
@@ -83,5 +84,5 @@ class _Median(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, value = ctx.saved_tensors
-        weights = influence(rows.to(value.dtype), value, ctx.phi)
+        weights = influence(rows.to(value.dtype), value[:, None], ctx.phi, (1,))
         return (grads[0].to(value.dtype)[:, None] * weights).to(rows.dtype), None, None, None

@@ -14,30 +14,48 @@ import torch
 from torch import Tensor
 
 
-def influence(rows: Tensor, mu: Tensor, phi: float) -> Tensor:
-    """Return d mu / d x_i: (R, m), each row sums to 1; rows (R, m), mu (R,)."""
-    if phi == 2:
-        return torch.full_like(rows, 1 / rows.shape[1])
+def influence(x: Tensor, mu: Tensor, phi: float, dims: tuple[int, ...]) -> Tensor:
+    """Return d mu / d x_i, which sums to 1 over the reduced dimensions.
+
+    Args:
+        x: the data, any shape, float32 or float64.
+        mu: their median, the shape of x with size 1 in `dims`.
+        phi: the exponent in [1, inf].
+        dims: the reduced dimensions.
+
+    Returns:
+        The shape of x.
+    """
+    count = math.prod(x.shape[d] for d in dims)
+    if phi == 2 or count <= 2:
+        return torch.full_like(x, 1 / count)
     if phi == 1 or math.isinf(phi):
-        return _chosen(rows, phi)
-    d = (rows - mu[:, None]).abs_()
-    reach = d.amax(dim=1, keepdim=True)
-    reach = torch.where(reach > 0, reach, 1.0)
-    d.div_(reach)
-    floor = torch.finfo(rows.dtype).eps ** 2 if phi < 2 else 0.0
-    w = d.clamp_min_(floor).pow_(phi - 2)
-    total = w.sum(dim=1, keepdim=True)
-    uniform = total == 0  # phi > 2 and every value at mu
-    return torch.where(uniform, 1 / rows.shape[1], w.div_(torch.where(uniform, 1.0, total)))
+        return _chosen(x, phi, dims)
+    d = (x - mu).abs_()
+    reach = d.amax(dim=dims, keepdim=True)
+    d.div_(torch.where(reach > 0, reach, 1.0))
+    if phi < 2:
+        d.clamp_min_(torch.finfo(x.dtype).eps ** 2)  # a value at mu outweighs all others
+    w = d.rsqrt_() if phi == 1.5 else d.pow_(phi - 2)
+    total = w.sum(dim=dims, keepdim=True)
+    if phi < 2:
+        return w.div_(total)
+    constant = total == 0  # every value at mu: they share evenly
+    return torch.where(constant, 1 / count, w / torch.where(constant, 1.0, total))
 
 
-def _chosen(rows: Tensor, phi: float) -> Tensor:
+def _chosen(x: Tensor, phi: float, dims: tuple[int, ...]) -> Tensor:
     """Half the weight to each of the two values that the closed form averages, split evenly among ties."""
     if phi == 1:
-        m = rows.shape[1]
-        ordered = rows.sort(dim=1).values
-        ends = ordered[:, (m - 1) // 2], ordered[:, m // 2]
+        kept = [d for d in range(x.ndim) if d not in dims]
+        flat = x.permute(*kept, *dims).flatten(len(kept))
+        ordered = flat.sort(dim=-1).values
+        m = ordered.shape[-1]
+        shape = [1 if d in dims else x.shape[d] for d in range(x.ndim)]
+        ends = [ordered[..., i].reshape(shape) for i in ((m - 1) // 2, m // 2)]
     else:
-        ends = torch.aminmax(rows, dim=1)
-    shares = [(rows == end[:, None]).to(rows.dtype) for end in ends]
-    return sum((s / s.sum(dim=1, keepdim=True).clamp_min(1) for s in shares), torch.zeros_like(rows)) / 2
+        ends = [x.amin(dim=dims, keepdim=True), x.amax(dim=dims, keepdim=True)]
+    shares = [(x == end).to(x.dtype) for end in ends]
+    first, second = (s / s.sum(dim=dims, keepdim=True).clamp_min(1) for s in shares)
+    half: Tensor = (first + second) / 2
+    return half

@@ -44,7 +44,7 @@ def closed_form(rows: Tensor, phi: float) -> Tensor | None:
     """
     m = rows.shape[1]
     if math.isinf(phi) or m <= 2:
-        low, high = torch.aminmax(rows, dim=1)
+        low, high = rows.amin(dim=1), rows.amax(dim=1)
         return low / 2 + high / 2  # the sum of the two could overflow
     if phi == 2:
         return rows.mean(dim=1)

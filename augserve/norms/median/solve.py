@@ -75,10 +75,11 @@ def solve(rows: Tensor, phi: float, rtol: float, max_steps: int) -> tuple[Median
     Returns:
         The medians with their certificates, and the moments that were computed on the way.
     """
-    low, high = torch.aminmax(rows, dim=1)
+    low, high = rows.amin(dim=1), rows.amax(dim=1)  # several times faster than aminmax on a CPU
     scale = _power_of_two(torch.maximum(low.abs(), high.abs()))
     z = rows * scale[:, None]
-    var, mean = torch.var_mean(z, dim=1, correction=0)
+    mean = z.mean(dim=1)
+    var = (z - mean[:, None]).square_().mean(dim=1)  # several times faster than var_mean on a CPU
     moments = Moments(mean / scale, var / scale / scale)
     status = torch.where(torch.isfinite(var), Status.CONVERGED, Status.NOT_FINITE)
     no_steps = torch.zeros_like(status)
@@ -86,11 +87,13 @@ def solve(rows: Tensor, phi: float, rtol: float, max_steps: int) -> tuple[Median
     if exact is not None:
         exact = torch.minimum(torch.maximum(exact / scale, low), high)
         exact = torch.where(status == Status.NOT_FINITE, math.nan, exact)
-        return MedianResult(exact, exact, exact, no_steps, status), moments
+        # Tensors of their own: autograd marks the ends, but not the value, as not differentiable.
+        return MedianResult(exact, exact.clone(), exact.clone(), no_steps, status), moments
 
     std = torch.where(var > 0, var.sqrt(), 1.0)
     z.sub_(mean[:, None]).div_(std[:, None])
-    state = _iterate(z, phi, rtol, max_steps)
+    extremes = (low * scale - mean) / std, (high * scale - mean) / std  # of z: all of it is monotone
+    state = _iterate(z, *extremes, phi, rtol, max_steps)
     inside = (state.estimate > state.lower) & (state.estimate < state.upper)
     root = torch.where(inside, state.estimate, (state.lower + state.upper) / 2)
     value, lower, upper = (
@@ -110,10 +113,9 @@ def _power_of_two(magnitude: Tensor) -> Tensor:
     return torch.ldexp(torch.ones_like(magnitude), -exponent)
 
 
-def _iterate(z: Tensor, phi: float, rtol: float, max_steps: int) -> _State:
+def _iterate(z: Tensor, low: Tensor, high: Tensor, phi: float, rtol: float, max_steps: int) -> _State:
     """Run the loop until every row has stopped; rows that have stopped leave the work."""
-    state = _start(z, phi, rtol)
-    low, high = torch.aminmax(z, dim=1)
+    state = _start(low, high, phi, rtol)
     index = torch.arange(len(z), device=z.device)
     active, current = z, state.rows(index)
     for taken in range(max_steps):
@@ -135,10 +137,9 @@ def _iterate(z: Tensor, phi: float, rtol: float, max_steps: int) -> _State:
     return state
 
 
-def _start(z: Tensor, phi: float, rtol: float) -> _State:
-    lower, upper = torch.aminmax(z, dim=1)
-    if phi <= 2:
-        lower, upper = lower.clamp_min(-INITIAL_BRACKET), upper.clamp_max(INITIAL_BRACKET)
+def _start(low: Tensor, high: Tensor, phi: float, rtol: float) -> _State:
+    bound = INITIAL_BRACKET if phi <= 2 else math.inf
+    lower, upper = low.clamp_min(-bound), high.clamp_max(bound)
     zero = torch.zeros_like(lower)
     return _State(
         y=zero.clone(),

@@ -1,0 +1,249 @@
+"""The shape that every norm layer shares: buffers, modes, groups, and the way of one batch through them.
+
+A layer normalizes with y = gamma * (x - center) / divisor + beta. Subclasses say how a group's own center and
+spread are computed and what divisor a spread gives; this file decides which statistics apply to which rows:
+
+- training: the batch's own (of each group, where groups are set: ghost batch normalization), and the running
+  statistics move toward them;
+- inference: what the layer's `Statistics` say, for each group by itself.
+
+Source: torch.nn.BatchNorm for names, buffers, momentum and state-dict version.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from augserve.errors import InputError, StatisticsError
+from augserve.norms.grouping import Grouping
+from augserve.statistics import Statistics
+
+
+class StatisticsNorm(nn.Module):
+    """The base of the norm layers over (N, C, *spatial); not used by itself.
+
+    Args:
+        num_features: C.
+        eps: added to the variance or the denominator.
+        momentum: weight of the newest batch in the running statistics; None averages all batches evenly.
+        affine: learn gamma (weight) and beta (bias), each (C,).
+        track_running_stats: keep running statistics; without them the mode is "batch" and cannot be "tracked".
+        device: of the parameters and buffers.
+        dtype: of the parameters and buffers.
+    """
+
+    _version = 2  # of the state dict, as torch.nn.BatchNorm: num_batches_tracked is there
+    ndims: tuple[int, ...] = ()  # the dimensions an input may have
+    spread: str = "running_var"  # the buffer of the tracked spread
+    initial_spread = 1.0
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = affine
+        self.track_running_stats = track_running_stats
+        self.statistics = Statistics("tracked" if track_running_stats else "batch")
+        self.grouping: Grouping | None = None
+        self.graph_inputs: tuple[Tensor, Tensor] | None = None  # group and tracked_weight, set by the exporter
+        for name in ("weight", "bias"):
+            value = torch.empty(num_features, device=device, dtype=dtype) if affine else None
+            self.register_parameter(name, None if value is None else nn.Parameter(value))
+        kept = track_running_stats
+        for name in ("running_mean", self.spread):
+            self.register_buffer(name, torch.empty(num_features, device=device, dtype=dtype) if kept else None)
+        count = torch.zeros((), dtype=torch.int64, device=device) if kept else None
+        self.register_buffer("num_batches_tracked", count)
+        self.reset_parameters()
+
+    def reset_running_stats(self) -> None:
+        """Set the running statistics to what they are before any batch."""
+        if self.track_running_stats:
+            self._buffer("running_mean").zero_()
+            self._buffer(self.spread).fill_(self.initial_spread)
+            self._buffer("num_batches_tracked").zero_()
+
+    def reset_parameters(self) -> None:
+        """Set gamma to 1, beta to 0 and the running statistics to their beginning."""
+        self.reset_running_stats()
+        if self.weight is not None and self.bias is not None:
+            nn.init.ones_(self.weight)
+            nn.init.zeros_(self.bias)
+
+    # What a subclass defines.
+
+    def group_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the center and the (biased) spread of x's own values, (C,) each, differentiable."""
+        raise NotImplementedError
+
+    def divisor(self, spread: Tensor) -> Tensor:
+        """Return what x - center is divided by, (C,)."""
+        raise NotImplementedError
+
+    def unbiased(self, spread: Tensor, count: int) -> Tensor:
+        """Return the spread as the running statistics take it; `count` values gave it."""
+        return spread
+
+    def normalize_batch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return y, center and spread with x's own statistics; the last two carry no gradient."""
+        center, spread = self.group_statistics(x)
+        return self._affine(x, center, self.divisor(spread)), center.detach(), spread.detach()
+
+    def operator(self) -> tuple[str, dict[str, float | int]]:
+        """Return the name and attributes of the exported operator (domain augserve)."""
+        raise NotImplementedError
+
+    # The way of a batch.
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x (N, C, *spatial); the shape and dtype of the result are those of x."""
+        self._check_input(x)
+        if torch.onnx.is_in_onnx_export():
+            return self._symbolic(x)
+        if self.training:
+            return self._train(x)
+        if self.grouping is None:
+            return self._infer(x, self.statistics)
+        rows = self.grouping.rows(len(x))
+        return self.grouping.join(
+            [self._infer(x[r], s) for r, s in zip(rows, self.grouping.statistics, strict=True)]
+        )
+
+    def _train(self, x: Tensor) -> Tensor:
+        if self.grouping is None:
+            self._require_spread_of(x)
+            y, center, spread = self.normalize_batch(x)
+            self._update_running([(len(x), center, self.unbiased(spread, x.numel() // self.num_features))])
+            return y
+        parts, updates = [], []
+        for rows in self.grouping.rows(len(x)):
+            part = x[rows]
+            self._require_spread_of(part)
+            y, center, spread = self.normalize_batch(part)
+            parts.append(y)
+            updates.append((len(part), center, self.unbiased(spread, part.numel() // self.num_features)))
+        self._update_running(updates)
+        return self.grouping.join(parts)
+
+    def _infer(self, x: Tensor, statistics: Statistics) -> Tensor:
+        weight = statistics.weight(len(x)) if len(x) else 1.0
+        if weight == 1.0 and statistics.mode != "batch":
+            return self._affine(x, self._tracked("running_mean"), self.divisor(self._tracked(self.spread)))
+        self._require_spread_of(x)
+        if weight == 0.0:
+            return self.normalize_batch(x)[0]
+        center, spread = self.group_statistics(x)
+        center = weight * self._tracked("running_mean") + (1 - weight) * center
+        spread = weight * self._tracked(self.spread) + (1 - weight) * spread
+        return self._affine(x, center, self.divisor(spread))
+
+    @torch.no_grad()
+    def _update_running(self, groups: list[tuple[int, Tensor, Tensor]]) -> None:
+        """Move the running statistics toward the row-weighted mean of the groups' (rows, center, spread)."""
+        if not self.track_running_stats:
+            return
+        count = self._buffer("num_batches_tracked")
+        count.add_(1)
+        factor = 1.0 / float(count) if self.momentum is None else self.momentum
+        total = sum(rows for rows, _, _ in groups)
+        for position, name in ((1, "running_mean"), (2, self.spread)):
+            running = self._buffer(name)
+            batch = sum(group[0] / total * group[position] for group in groups)
+            running.lerp_(torch.as_tensor(batch, device=running.device).to(running.dtype), factor)
+
+    def _affine(self, x: Tensor, center: Tensor, divisor: Tensor) -> Tensor:
+        """Return gamma * (x - center) / divisor + beta, computed in float32 or better."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        scale = divisor.to(dtype).reciprocal()
+        if self.weight is not None:
+            scale = scale * self.weight.to(dtype)
+        shift = -center.to(dtype) * scale
+        if self.bias is not None:
+            shift = shift + self.bias.to(dtype)
+        y = torch.addcmul(along_channels(shift, x), x.to(dtype), along_channels(scale, x))
+        return y.to(x.dtype)
+
+    def _symbolic(self, x: Tensor) -> Tensor:
+        """The layer as one node of an exported graph; augserve.export gives it its meaning."""
+        name, attributes = self.operator()
+        tracked = [self._tracked("running_mean"), self._tracked(self.spread)]
+        ones, zeros = torch.ones_like(tracked[0]), torch.zeros_like(tracked[0])
+        inputs = (
+            x,
+            ones if self.weight is None else self.weight,
+            zeros if self.bias is None else self.bias,
+            *tracked,
+            *(self.graph_inputs or ()),
+        )
+        y: Tensor = torch.onnx.ops.symbolic(
+            f"augserve::{name}", inputs, {**attributes}, dtype=x.dtype, shape=x.shape, version=1
+        )
+        return y
+
+    def _buffer(self, name: str) -> Tensor:
+        value = getattr(self, name)
+        if not isinstance(value, Tensor):
+            raise StatisticsError(
+                f"{type(self).__name__} keeps no running statistics (track_running_stats=False): use the mode "
+                "'batch', or build it with track_running_stats=True"
+            )
+        return value
+
+    def _tracked(self, name: str) -> Tensor:
+        return self._buffer(name)
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.ndim not in self.ndims or x.shape[1] != self.num_features:
+            kinds = " or ".join(f"{n}D" for n in self.ndims)
+            raise InputError(
+                f"{type(self).__name__} expected a {kinds} input with {self.num_features} channels in dimension 1; "
+                f"got shape {tuple(x.shape)}"
+            )
+
+    def _require_spread_of(self, x: Tensor) -> None:
+        count = len(x) * math.prod(x.shape[2:])
+        if count <= 1:
+            raise StatisticsError(
+                f"{type(self).__name__} expected more than 1 value per channel for statistics of its own; "
+                f"got input size {tuple(x.shape)}; use larger groups or tracked statistics"
+            )
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments, as torch.nn.BatchNorm shows them."""
+        own = "".join(f", {k}={v}" for k, v in self._own_options().items())
+        return (
+            f"{self.num_features}{own}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}"
+        )
+
+    def _own_options(self) -> dict[str, Any]:
+        return {}
+
+
+def along_channels(values: Tensor, x: Tensor) -> Tensor:
+    """Return values (C,) shaped to broadcast along dimension 1 of x."""
+    return values.view(1, -1, *(1,) * (x.ndim - 2))
+
+
+def reduced_dims(x: Tensor) -> tuple[int, ...]:
+    """Return every dimension of x but that of the channels: (0, 2, 3) for images."""
+    return (0, *range(2, x.ndim))

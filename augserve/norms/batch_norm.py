@@ -1,0 +1,71 @@
+"""BatchNorm with explicit statistics: torch's layer, whose mode no longer hangs on `.training`.
+
+    y = gamma (x - mean) / sqrt(var + eps) + beta
+
+Source: Ioffe & Szegedy 2015, "Batch normalization"; names, buffers and conventions of torch.nn.BatchNorm.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from augserve.norms.base import StatisticsNorm, reduced_dims
+
+
+class _BatchNorm(StatisticsNorm):
+    def group_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        var, mean = torch.var_mean(x.to(dtype), dim=reduced_dims(x), correction=0)
+        return mean, var
+
+    def divisor(self, spread: Tensor) -> Tensor:
+        return torch.sqrt(spread + self.eps)
+
+    def unbiased(self, spread: Tensor, count: int) -> Tensor:
+        return spread * (count / (count - 1))
+
+    def normalize_batch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # Momentum 1 leaves the batch's own statistics in the two buffers: one pass of torch's kernel for all.
+        dtype = torch.promote_types(x.dtype, torch.float32) if self.weight is None else self.weight.dtype
+        mean, var = torch.zeros((2, self.num_features), device=x.device, dtype=dtype)
+        y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+        count = x.numel() // self.num_features
+        return y, mean, var * ((count - 1) / count)
+
+    def operator(self) -> tuple[str, dict[str, float | int]]:
+        return "BatchNorm", {"eps": self.eps}
+
+
+class BatchNorm1d(_BatchNorm):
+    """Batch normalization of (N, C) or (N, C, L) with explicit statistics.
+
+    y = gamma (x - mean) / sqrt(var + eps) + beta, with mean and biased var over N and L.
+
+    Args: as torch.nn.BatchNorm1d. `set_statistics` and `use_statistics` choose the mode at inference: "tracked"
+    (the default), "batch" or "blend". Without running statistics the mode is "batch".
+
+    Raises:
+        InputError: another number of dimensions or channels.
+        StatisticsError: one value per channel where the batch's own statistics are asked for.
+
+    Example:
+        >>> layer = BatchNorm1d(3)
+        >>> layer(torch.randn(8, 3)).shape
+        torch.Size([8, 3])
+    """
+
+    ndims = (2, 3)
+
+
+class BatchNorm2d(_BatchNorm):
+    """Batch normalization of images (N, C, H, W) with explicit statistics; see `BatchNorm1d`."""
+
+    ndims = (4,)
+
+
+class BatchNorm3d(_BatchNorm):
+    """Batch normalization of volumes (N, C, D, H, W) with explicit statistics; see `BatchNorm1d`."""
+
+    ndims = (5,)

@@ -1,0 +1,82 @@
+"""Setting the statistics of every norm layer of a network: for good, or for the length of a `with`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from augserve.errors import StatisticsError
+from augserve.norms.base import StatisticsNorm
+from augserve.norms.grouping import make_grouping
+from augserve.statistics import Statistics
+
+
+def norm_layers(module: nn.Module) -> dict[str, StatisticsNorm]:
+    """Return the norm layers of a network by name, in the order of `named_modules`."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, StatisticsNorm)}
+
+
+def set_statistics(module: nn.Module, statistics: Statistics) -> None:
+    """Make `statistics` what every norm layer of the network uses at inference.
+
+    Raises:
+        StatisticsError: a layer keeps no running statistics and the mode needs them; nothing is changed.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Sequential(BatchNorm2d(3))
+        >>> set_statistics(layer, Statistics("batch"))
+    """
+    layers = norm_layers(module)
+    _check(layers, [statistics])
+    for layer in layers.values():
+        layer.statistics = statistics
+
+
+@contextmanager
+def use_statistics(
+    module: nn.Module, statistics: Statistics | Sequence[Statistics], group: Tensor | None = None
+) -> Iterator[None]:
+    """Use `statistics`, with statistics groups where given, inside a `with` block; then put back what was.
+
+    Args:
+        module: the network.
+        statistics: for all rows, or one for each group.
+        group: int64 (N,), the group 0..G-1 of each row of the batches run inside; None: one group.
+
+    Raises:
+        StatisticsError: running statistics that a layer does not keep, or an impossible grouping.
+
+    Example:
+        >>> import torch
+        >>> layer = BatchNorm2d(3).eval()
+        >>> with use_statistics(layer, Statistics("batch"), group=torch.tensor([0, 0, 1, 1])):
+        ...     y = layer(torch.randn(4, 3, 2, 2))
+    """
+    layers = norm_layers(module)
+    each = [statistics] if isinstance(statistics, Statistics) else list(statistics)
+    _check(layers, each)
+    if group is None and len(each) != 1:
+        raise StatisticsError(f"expected one Statistics without `group`; got {len(each)}")
+    grouping = None if group is None else make_grouping(group, statistics)
+    before = [(layer, layer.statistics, layer.grouping) for layer in layers.values()]
+    try:
+        for layer in layers.values():
+            layer.statistics, layer.grouping = each[0], grouping
+        yield
+    finally:
+        for layer, old_statistics, old_grouping in before:
+            layer.statistics, layer.grouping = old_statistics, old_grouping
+
+
+def _check(layers: dict[str, StatisticsNorm], statistics: Sequence[Statistics]) -> None:
+    if all(s.mode == "batch" for s in statistics):
+        return
+    for name, layer in layers.items():
+        if not layer.track_running_stats:
+            raise StatisticsError(
+                f"layer {name or type(layer).__name__!r} keeps no running statistics (track_running_stats=False): "
+                "use the mode 'batch', or build it with track_running_stats=True"
+            )

@@ -1,0 +1,109 @@
+"""RobustNorm: batch normalization by a power of the range instead of the standard deviation.
+
+    y = gamma (x - mean) / ((max - min)^p + eps) + beta
+
+Not scale invariant: the output of a channel grows like scale^(1 - p). Source: RobustNorm, with p = 0.2; the
+running statistic is that of the denominator (max - min)^p, as the paper says; track="range" averages the range
+and raises it to p at use, as the published code does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from augserve.errors import ConfigurationError, unknown_choice
+from augserve.norms.base import StatisticsNorm, reduced_dims
+
+Track = Literal["denominator", "range"]
+
+
+class _RobustNorm(StatisticsNorm):
+    def __init__(
+        self,
+        num_features: int,
+        p: float = 0.2,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = False,
+        *,
+        track: Track = "denominator",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not p > 0:
+            raise ConfigurationError(f"p must be positive; got {p}")
+        if track not in ("denominator", "range"):
+            raise unknown_choice("tracked spread", track, ("denominator", "range"))
+        self.p = float(p)
+        self.track = track
+        self.spread = f"running_{track}"
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+
+    def group_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        dims = reduced_dims(x)
+        extent = x.amax(dim=dims) - x.amin(dim=dims)  # both split their gradient evenly among ties
+        return x.mean(dim=dims), extent if self.track == "range" else self._power(extent)
+
+    def divisor(self, spread: Tensor) -> Tensor:
+        return (self._power(spread) if self.track == "range" else spread) + self.eps
+
+    def _power(self, extent: Tensor) -> Tensor:
+        """Return extent^p, with gradient 0 where a channel is constant (extent 0) instead of inf."""
+        constant = extent == 0
+        return torch.where(constant, 0.0, torch.where(constant, 1.0, extent).pow(self.p))
+
+    def operator(self) -> tuple[str, dict[str, float | int]]:
+        name = "RobustNorm" if self.track == "denominator" else "RobustRangeNorm"
+        return name, {"p": self.p, "eps": self.eps}
+
+    def _own_options(self) -> dict[str, Any]:
+        return {"p": self.p, "track": self.track}
+
+
+class RobustNorm1d(_RobustNorm):
+    """RobustNorm of (N, C) or (N, C, L).
+
+    y = gamma (x - mean) / ((max - min)^p + eps) + beta, each over N and L.
+
+    Args:
+        num_features: C.
+        p: the power of the range, positive.
+        eps: added to the denominator.
+        momentum: weight of the newest batch in the running statistics; None averages all batches evenly.
+        affine: learn gamma (weight) and beta (bias), each (C,).
+        track_running_stats: keep running_mean and running_denominator (or running_range), each (C,).
+        track: the running spread: "denominator" averages (max - min)^p, "range" averages max - min.
+        device: of the parameters and buffers.
+        dtype: of the parameters and buffers.
+
+    Raises:
+        ConfigurationError: p not positive, or an unknown `track`.
+        InputError: another number of dimensions or channels.
+        StatisticsError: one value per channel where the batch's own statistics are asked for.
+
+    Reference: RobustNorm.
+
+    Example:
+        >>> layer = RobustNorm1d(3)
+        >>> layer(torch.randn(8, 3)).shape
+        torch.Size([8, 3])
+    """
+
+    ndims = (2, 3)
+
+
+class RobustNorm2d(_RobustNorm):
+    """RobustNorm of images (N, C, H, W), statistics over N, H and W; see `RobustNorm1d`."""
+
+    ndims = (4,)
+
+
+class RobustNorm3d(_RobustNorm):
+    """RobustNorm of volumes (N, C, D, H, W), statistics over N, D, H and W; see `RobustNorm1d`."""
+
+    ndims = (5,)

@@ -1,0 +1,214 @@
+"""The training loop: SGD with momentum, one readable path from data to a saved run."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from augserve.data import ImageSet, load_dataset
+from augserve.errors import ConfigurationError, TrainingError
+from augserve.files import write_atomic
+from augserve.models import build_model
+from augserve.norms import BatchNorm2d, norm_layers
+from augserve.training import run as runs
+from augserve.training.batches import Normalize, training_batches
+from augserve.training.config import TrainConfig
+from augserve.training.evaluate import accuracy_by_mode, default_mode
+
+WARM_UP = 0.2  # of all steps, for the cosine schedule
+EXAMPLES = 64  # rows kept for the exporter's parity report
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """What one epoch came to; accuracies in [0, 1]."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_accuracy: float
+    learning_rate: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where the run is and what it reached: test accuracy in [0, 1] by statistics mode."""
+
+    folder: Path
+    val_accuracy: float
+    test_accuracy: dict[str, float]
+    images_per_second: float
+
+
+class Progress(Protocol):
+    """Who wants to see how training goes."""
+
+    def start(self, config: TrainConfig, data: ImageSet, parameters: int, device: str) -> None:
+        """Training begins."""
+
+    def step(self, epoch: int, done: int, total: int, loss: float) -> None:
+        """`done` of the epoch's `total` training rows have been seen."""
+
+    def epoch(self, metrics: EpochMetrics) -> None:
+        """An epoch has ended and its checkpoint is on disk."""
+
+
+class _Silent:
+    def start(self, config: TrainConfig, data: ImageSet, parameters: int, device: str) -> None: ...
+    def step(self, epoch: int, done: int, total: int, loss: float) -> None: ...
+    def epoch(self, metrics: EpochMetrics) -> None: ...
+
+
+def train(
+    config: TrainConfig, folder: str | Path, *, overwrite: bool = False, progress: Progress | None = None
+) -> TrainResult:
+    """Train a network and keep the run.
+
+    Args:
+        config: the settings.
+        folder: of the run; made if it is not there.
+        overwrite: replace a run that is there.
+        progress: told of every step and epoch.
+
+    Returns:
+        Validation accuracy in the network's default mode and test accuracy in each mode.
+
+    Raises:
+        RunError: the folder is not empty or cannot be used.
+        DataError: the data set is missing or damaged.
+        TrainingError: the loss is not finite.
+        ConfigurationError: device "cuda" without one.
+    """
+    progress = progress or _Silent()
+    device = _device(config.device)
+    data = load_dataset(config.data, config.data_dir)
+    folder = Path(folder)
+    runs.prepare_folder(folder, overwrite=overwrite)
+    torch.manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    model = build_model(config.model, len(data.classes), data.shape[0], config.norm, dict(config.norm_options))
+    model.to(device, memory_format=_memory_format(model))  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(
+        model.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=True
+    )
+    steps = config.epochs * math.ceil(len(data.train_labels) / config.batch_size)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(config.schedule, steps))
+    progress.start(config, data, sum(p.numel() for p in model.parameters()), str(device))
+    normalize = Normalize(data.mean, data.std)
+    runs.save_examples(folder, normalize(torch.from_numpy(data.val_images[:EXAMPLES])))
+
+    history: list[EpochMetrics] = []
+    for epoch in range(1, config.epochs + 1):
+        metrics = _train_epoch(epoch, model, optimizer, scheduler, data, config, device, generator, progress)
+        history.append(metrics)
+        digest = runs.save_model(folder, model)
+        write_atomic(folder / runs.METRICS, "".join(json.dumps(asdict(m)) + "\n" for m in history).encode())
+        runs.save_config(folder, config, _describe(data, digest, asdict(metrics)))
+        progress.epoch(metrics)
+
+    test = accuracy_by_mode(model, data.test_images, data.test_labels, normalize, config.batch_size, device)
+    final = {**asdict(history[-1]), "test_accuracy": test}
+    runs.save_config(folder, config, _describe(data, digest, final))
+    speed = sum(m.images_per_second for m in history) / len(history)
+    return TrainResult(folder, history[-1].val_accuracy, test, speed)
+
+
+def _train_epoch(
+    epoch: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LambdaLR,
+    data: ImageSet,
+    config: TrainConfig,
+    device: torch.device,
+    generator: torch.Generator,
+    progress: Progress,
+) -> EpochMetrics:
+    model.train()
+    begin = time.perf_counter()
+    total = len(data.train_labels)
+    seen, loss_sum, correct = 0, 0.0, 0
+    learning_rate = 0.0
+    layout = _memory_format(model)
+    for rows, labels in training_batches(data, config.batch_size, device, generator):
+        learning_rate = scheduler.get_last_lr()[0]
+        logits: Tensor = model(rows.contiguous(memory_format=layout))
+        loss = F.cross_entropy(logits, labels)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss is {value} in epoch {epoch} after {seen} images; lower --learning-rate "
+                f"(now {learning_rate:.3g}) or choose another norm; the run keeps its last finished epoch"
+            )
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        scheduler.step()
+        seen += len(rows)
+        loss_sum += value * len(rows)
+        correct += int((logits.argmax(1) == labels).sum())
+        progress.step(epoch, seen, total, value)
+    seconds = time.perf_counter() - begin
+    normalize = Normalize(data.mean, data.std)
+    mode = default_mode(model)
+    val = accuracy_by_mode(
+        model, data.val_images, data.val_labels, normalize, config.batch_size, device, modes=(mode,)
+    )
+    return EpochMetrics(epoch, loss_sum / seen, correct / seen, val[mode], learning_rate, seen / seconds)
+
+
+def schedule(name: str, steps: int) -> Callable[[int], float]:
+    """Return the factor of the learning rate as a function of the step, for `steps` steps in all."""
+
+    def cosine(step: int) -> float:
+        warm_up = max(1, int(WARM_UP * steps))
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+    def step_down(step: int) -> float:
+        return 1.0 if step < steps / 2 else 0.1 if step < 3 * steps / 4 else 0.01
+
+    return cosine if name == "cosine" else step_down
+
+
+def _memory_format(model: nn.Module) -> torch.memory_format:
+    """Return channels-last where torch's own kernels normalize: convolutions and BatchNorm are faster in it.
+
+    The other norms gather each channel, which is faster from NCHW. Measured with resnet20 on two CPU cores:
+    batch 980 against 850 images per second, aug 290 against 340.
+    """
+    ours = [layer for layer in norm_layers(model).values() if not isinstance(layer, BatchNorm2d)]
+    return torch.contiguous_format if ours else torch.channels_last
+
+
+def _describe(data: ImageSet, digest: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "data": {
+            "name": data.name,
+            "classes": list(data.classes),
+            "shape": list(data.shape),
+            "mean": list(data.mean),
+            "std": list(data.std),
+        },
+        "checkpoint_sha256": digest,
+        "metrics": metrics,
+    }
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("device 'cuda' asked for, but torch finds none; use --device cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
