@@ -34,7 +34,7 @@ class NormLayer(_Schema):
     kind: str
     num_features: Annotated[int, Field(ge=1)]
     positions: Annotated[int, Field(ge=1)]
-    options: dict[str, float] = {}
+    options: dict[str, str | int | float] = {}
 
 
 class Preprocessing(_Schema):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from augserve.errors import InputError, StatisticsError
 from augserve.norms.grouping import Grouping
+from augserve.norms.symbolic import norm_node
 from augserve.statistics import Statistics
 
 
@@ -64,7 +65,6 @@ class StatisticsNorm(nn.Module):
         self.track_running_stats = track_running_stats
         self.statistics = Statistics("tracked" if track_running_stats else "batch")
         self.grouping: Grouping | None = None
-        self.graph_inputs: tuple[Tensor, Tensor] | None = None  # group and tracked_weight, set by the exporter
         for name in ("weight", "bias"):
             value = torch.empty(num_features, device=device, dtype=dtype) if affine else None
             self.register_parameter(name, None if value is None else nn.Parameter(value))
@@ -118,7 +118,7 @@ class StatisticsNorm(nn.Module):
         """Normalize x (N, C, *spatial); the shape and dtype of the result are those of x."""
         self._check_input(x)
         if torch.onnx.is_in_onnx_export():
-            return self._symbolic(x)
+            return norm_node(self, x)
         if self.training:
             return self._train(x)
         if self.grouping is None:
@@ -147,13 +147,13 @@ class StatisticsNorm(nn.Module):
     def _infer(self, x: Tensor, statistics: Statistics) -> Tensor:
         weight = statistics.weight(len(x)) if len(x) else 1.0
         if weight == 1.0 and statistics.mode != "batch":
-            return self._affine(x, self._tracked("running_mean"), self.divisor(self._tracked(self.spread)))
+            return self._affine(x, self._buffer("running_mean"), self.divisor(self._buffer(self.spread)))
         self._require_spread_of(x)
         if weight == 0.0:
             return self.normalize_batch(x)[0]
         center, spread = self.group_statistics(x)
-        center = weight * self._tracked("running_mean") + (1 - weight) * center
-        spread = weight * self._tracked(self.spread) + (1 - weight) * spread
+        center = weight * self._buffer("running_mean") + (1 - weight) * center
+        spread = weight * self._buffer(self.spread) + (1 - weight) * spread
         return self._affine(x, center, self.divisor(spread))
 
     @torch.no_grad()
@@ -182,23 +182,6 @@ class StatisticsNorm(nn.Module):
         y = torch.addcmul(along_channels(shift, x), x.to(dtype), along_channels(scale, x))
         return y.to(x.dtype)
 
-    def _symbolic(self, x: Tensor) -> Tensor:
-        """The layer as one node of an exported graph; augserve.export gives it its meaning."""
-        name, attributes = self.operator()
-        tracked = [self._tracked("running_mean"), self._tracked(self.spread)]
-        ones, zeros = torch.ones_like(tracked[0]), torch.zeros_like(tracked[0])
-        inputs = (
-            x,
-            ones if self.weight is None else self.weight,
-            zeros if self.bias is None else self.bias,
-            *tracked,
-            *(self.graph_inputs or ()),
-        )
-        y: Tensor = torch.onnx.ops.symbolic(
-            f"augserve::{name}", inputs, {**attributes}, dtype=x.dtype, shape=x.shape, version=1
-        )
-        return y
-
     def _buffer(self, name: str) -> Tensor:
         value = getattr(self, name)
         if not isinstance(value, Tensor):
@@ -207,9 +190,6 @@ class StatisticsNorm(nn.Module):
                 "'batch', or build it with track_running_stats=True"
             )
         return value
-
-    def _tracked(self, name: str) -> Tensor:
-        return self._buffer(name)
 
     def _check_input(self, x: Tensor) -> None:
         if x.ndim not in self.ndims or x.shape[1] != self.num_features:

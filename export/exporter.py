@@ -1,0 +1,183 @@
+"""Writing one file: trace, lower the norms, describe, prove, and only then put it in place."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+import augserve
+from augserve.errors import ExportError, InputError, unknown_choice
+from augserve.export.fold import lower_tracked
+from augserve.export.operators import OPSET, function_body
+from augserve.export.parity import ParityReport, compare
+from augserve.export.trace import evaluating, refuse_what_cannot_be_exported, trace
+from augserve.files import write_atomic
+from augserve.manifest import FILE_MODES, METADATA_KEY, FileMode, Manifest, NormLayer
+from augserve.norms import norm_layers
+from augserve.norms.symbolic import DOMAIN
+from augserve.runtime import Native, open_session, rows_with_own_statistics
+
+IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    example: Tensor,
+    mode: FileMode = "adaptive",
+    manifest: Mapping[str, Any] | None = None,
+    native: Native = "auto",
+) -> ParityReport:
+    """Export a network and prove that the file answers as the network does.
+
+    Args:
+        model: any module from float32 (N, C, H, W) to logits (N, K) whose norm layers are ours. It is not changed.
+        path: of the file; it is replaced in one step, and only when every check has passed.
+        example: real rows (N, C, H, W), float32: they give the input's shape and the parity report its data.
+        mode: "tracked" (running statistics folded into the weights; input: input), "batch" (statistics of the
+            whole run; input: input) or "adaptive" (inputs input, group int64 (N,), tracked_weight float (N,)).
+        manifest: what else the file should say of itself: architecture, classes, preprocessing, data,
+            checkpoint_sha256 (see `augserve.manifest.Manifest`).
+        native: use of the native operator library in the parity report.
+
+    Returns:
+        The parity report, which the file's manifest holds as well.
+
+    Raises:
+        ConfigurationError: an unknown mode.
+        InputError: an example that the network does not take.
+        ExportError: a layer that cannot be exported (named), or a parity check that failed; nothing is written.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), augserve.norms.AugNorm2d(4), nn.Flatten(), nn.LazyLinear(2))
+        >>> rows = torch.randn(8, 3, 8, 8)
+        >>> _ = network(rows)
+        >>> report = export_onnx(network.eval(), "/tmp/example.onnx", example=rows)
+    """
+    if mode not in FILE_MODES:
+        raise unknown_choice("file mode", mode, FILE_MODES)
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise ExportError(f"{path.parent}: no such folder to write {path.name} into")
+    refuse_what_cannot_be_exported(model, mode)
+    with evaluating(model):
+        norms, classes = _look(model, example)
+        description = _describe(model, mode, norms, classes, tuple(example.shape[1:]), dict(manifest or {}))
+        proto = _finish(trace(model, example, mode), mode, description)
+        with tempfile.TemporaryDirectory() as folder:
+            candidate = Path(folder) / path.name
+            candidate.write_bytes(proto.SerializeToString())
+            session = open_session(candidate, native=native)
+            report = compare(model, session, example, mode, rows_with_own_statistics(description))
+    proven = description.model_copy(update={"parity": list(report.checks)})
+    _set_manifest(proto, proven)
+    write_atomic(path, proto.SerializeToString())
+    return report
+
+
+def _look(model: nn.Module, example: Tensor) -> tuple[list[NormLayer], int]:
+    """Run the example once: the norm layers with their positions L, and the number of classes K."""
+    if not isinstance(example, Tensor) or example.dtype != torch.float32 or example.ndim < 2 or len(example) < 1:
+        came = f"{example.dtype} {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
+        raise InputError(f"expected example rows as a float32 tensor (N, C, H, W) with N >= 1; got {came}")
+    norms: dict[str, NormLayer] = {}
+    handles = []
+    for name, layer in norm_layers(model).items():
+
+        def record(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            kind, attributes = norm_layers(model)[name].operator()
+            norms[name] = NormLayer(
+                name=name,
+                kind=type(module).__name__,
+                num_features=inputs[0].shape[1],
+                positions=inputs[0][0, 0].numel(),
+                options={"operator": kind, **attributes},
+            )
+
+        handles.append(layer.register_forward_pre_hook(record))
+    try:
+        with torch.no_grad():
+            logits = model(example[:2])
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise InputError(f"the network does not take the example rows {tuple(example.shape)}: {reason}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        came = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ExportError(f"expected a network that answers with logits (N, K); got {came}")
+    return list(norms.values()), int(logits.shape[1])
+
+
+def _describe(
+    model: nn.Module,
+    mode: FileMode,
+    norms: list[NormLayer],
+    classes: int,
+    shape: tuple[int, ...],
+    given: dict[str, Any],
+) -> Manifest:
+    modes = {layer.statistics.mode for layer in norm_layers(model).values()}
+    values: dict[str, Any] = {
+        "architecture": type(model).__name__,
+        "classes": [str(k) for k in range(classes)],
+        "default_mode": "batch" if modes == {"batch"} else "tracked",
+        **given,
+        "mode": mode,
+        "shape": list(shape),
+        "norms": norms,
+        "opset": OPSET,
+        "versions": {
+            "augserve": augserve.__version__,
+            "torch": str(torch.__version__),
+            "onnx": onnx.__version__,
+            "onnxruntime": ort.__version__,
+        },
+        "parity": [],
+    }
+    if mode != "adaptive":
+        values["default_mode"] = mode
+    try:
+        manifest = Manifest.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ExportError(f"the manifest cannot hold {where}: {first['msg']}") from None
+    if len(manifest.classes) != classes:
+        raise ExportError(f"expected {classes} class names, as many as logits; got {len(manifest.classes)}")
+    return manifest
+
+
+def _finish(traced: ir.Model, mode: FileMode, manifest: Manifest) -> onnx.ModelProto:
+    """Give the norm nodes their meaning, attach the manifest, and check the whole."""
+    if mode == "tracked":
+        lower_tracked(traced)
+    used = sorted({node.op_type for node in traced.graph if node.domain == DOMAIN})
+    proto = ir.to_proto(traced)
+    proto.functions.extend(function_body(name) for name in used)
+    proto.ir_version = IR_VERSION
+    proto.producer_name, proto.producer_version = "augserve", augserve.__version__
+    del proto.metadata_props[:]
+    for node in proto.graph.node:  # the tracer's notes on source lines, which name the exporter's machine
+        del node.metadata_props[:]
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer):
+        del value.metadata_props[:]
+    del proto.graph.metadata_props[:]
+    _set_manifest(proto, manifest)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def _set_manifest(proto: onnx.ModelProto, manifest: Manifest) -> None:
+    onnx.helper.set_model_props(proto, {METADATA_KEY: manifest.model_dump_json()})

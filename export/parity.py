@@ -1,0 +1,110 @@
+"""The proof that comes with every file: torch against ONNX Runtime, on real rows, in every mode the file serves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+from augserve.errors import ExportError
+from augserve.manifest import FileMode, ParityCheck
+from augserve.norms import use_statistics
+from augserve.runtime import run_rows
+from augserve.statistics import Statistics
+
+TOLERANCE = 1e-4  # of a logit, in units of the largest one where that is above 1
+SIZES = (1, 2, 7, 32)
+REPEATS = 3
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """What was compared and what came of it: `checks` as in the file's manifest."""
+
+    mode: FileMode
+    checks: tuple[ParityCheck, ...]
+
+    @property
+    def max_abs_difference(self) -> float:
+        """The largest difference of any logit in any check."""
+        return max(check.max_abs_difference for check in self.checks)
+
+
+@dataclass(frozen=True)
+class _Case:
+    name: str
+    groups: tuple[tuple[int, Statistics], ...]  # rows and statistics of each group
+
+    @property
+    def rows(self) -> int:
+        return sum(rows for rows, _ in self.groups)
+
+
+def compare(
+    model: nn.Module, session: ort.InferenceSession, example: Tensor, mode: FileMode, min_rows: int
+) -> ParityReport:
+    """Run torch and ONNX Runtime on the same rows.
+
+    Args:
+        model: the network, in eval mode, on the CPU.
+        session: the file that was written from it.
+        example: real rows (N, C, H, W); used in order, again from the first where there are too few.
+        mode: of the file.
+        min_rows: the fewest rows of a group that has statistics of its own.
+
+    Raises:
+        ExportError: a difference above the tolerance, or repeated runs that differ; the check is named.
+    """
+    checks = tuple(_check(model, session, example, case) for case in _cases(mode, min_rows))
+    return ParityReport(mode, checks)
+
+
+def _cases(mode: FileMode, min_rows: int) -> Iterator[_Case]:
+    tracked, batch, blend = Statistics("tracked"), Statistics("batch"), Statistics("blend", tracked_weight=0.5)
+    served = {"tracked": [tracked], "batch": [batch], "adaptive": [tracked, batch, blend]}[mode]
+    for statistics in served:
+        for rows in SIZES:
+            if statistics.mode == "tracked" or rows >= min_rows:
+                yield _Case(f"{statistics.mode}, {rows} rows", ((rows, statistics),))
+    if mode == "adaptive":
+        mixed = ((7, batch), (1, tracked), (2, blend), (9, batch), (5, tracked), (8, Statistics("blend", prior=16)))
+        yield _Case("mixed groups and modes", mixed)
+
+
+def _check(model: nn.Module, session: ort.InferenceSession, example: Tensor, case: _Case) -> ParityCheck:
+    rows = example[torch.arange(case.rows) % len(example)]
+    sizes = [size for size, _ in case.groups]
+    # Groups interleaved: the rows of a group need not lie together.
+    group = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes)).astype(np.int64)
+    weights = np.array([statistics.weight(size) for size, statistics in case.groups], np.float32)
+    with (
+        torch.no_grad(),
+        use_statistics(model, [statistics for _, statistics in case.groups], torch.from_numpy(group)),
+    ):
+        expected = model(rows).numpy()
+    runs = [run_rows(session, rows.numpy(), group, weights[group]) for _ in range(REPEATS)]
+    check = ParityCheck(
+        name=case.name,
+        rows=case.rows,
+        max_abs_difference=_largest(runs[0] - expected),
+        top1_agreement=float((runs[0].argmax(1) == expected.argmax(1)).mean()),
+        repeats_identical=all(np.array_equal(runs[0], run) for run in runs[1:]),
+    )
+    limit = TOLERANCE * max(1.0, _largest(expected))
+    if not check.max_abs_difference <= limit:  # also catches NaN
+        raise ExportError(
+            f"parity failed ({case.name}): logits of torch and ONNX Runtime differ by {check.max_abs_difference:.3g}, "
+            f"more than {limit:.3g}; nothing was written"
+        )
+    if not check.repeats_identical:
+        raise ExportError(f"parity failed ({case.name}): repeated runs differ; nothing was written")
+    return check
+
+
+def _largest(values: npt.NDArray[np.float32]) -> float:
+    return float(np.abs(values).max())
