@@ -10,6 +10,7 @@ Submodules are imported on first use, so that ``import augserve`` costs nothing:
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 __version__ = "0.1.0"
@@ -27,6 +28,9 @@ _SUBMODULES = (
     "statistics",
     "training",
 )
+
+# ONNX Runtime's builds for Linux report to their maker from 1.29 on, unless this is set before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["__version__"]
 

@@ -27,7 +27,7 @@ def link_atomic(path: Path, target: Path) -> None:
     """Make `path` a relative symbolic link to `target`, replacing an older link in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(os.path.relpath(target, path.parent))
+    temporary.symlink_to(os.path.relpath(target.resolve(), path.parent.resolve()))
     temporary.replace(path)
 
 

@@ -47,6 +47,11 @@ def _affine(node: ir.Node) -> tuple[Array, Array]:
 
 def _constant(node: ir.Node, value: ir.Value | None) -> Array:
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    producer = None if value is None else value.producer()
+    if value is not None and producer is not None and producer.op_type == "ConstantOfShape":
+        # Ones or zeros in the place of a parameter that the layer does not have (affine=False).
+        fill = producer.attributes.get_tensor("value")
+        return np.full(value.shape.numpy() if value.shape else (), 0.0 if fill is None else fill.numpy().item())
     if tensor is None:
         raise ExportError(f"node {node.name!r}: a parameter of the norm is not a constant of the graph")
     return np.asarray(tensor.numpy(), dtype=np.float64)
@@ -65,7 +70,7 @@ def _fold_into_producer(graph: ir.Graph, norm: ir.Node, scale: Array, shift: Arr
         return False
     if producer.op_type == "Gemm":
         plain = producer.attributes.get_float("alpha", 1.0) == 1 and producer.attributes.get_float("beta", 1.0) == 1
-        if not plain or producer.attributes.get_int("transA", 0):
+        if not plain or producer.attributes.get_int("transA", 0) != 0:
             return False
         axis = 0 if producer.attributes.get_int("transB", 0) else 1
     constants = [ir.convenience.get_const_tensor(v) for v in producer.inputs[1:3] if v is not None]
@@ -81,9 +86,7 @@ def _fold_into_producer(graph: ir.Graph, norm: ir.Node, scale: Array, shift: Arr
         _initializer(graph, f"{stem}.folded_weight", weight * scale.reshape(along)),
         _initializer(graph, f"{stem}.folded_bias", bias),
     ]
-    node = ir.Node(
-        "", producer.op_type, folded, producer.attributes.values(), name=producer.name, num_outputs=1
-    )
+    node = ir.Node("", producer.op_type, folded, producer.attributes.values(), name=producer.name, num_outputs=1)
     _replace(graph, norm, [node])
     graph.remove(producer, safe=True)
     return True
@@ -110,6 +113,6 @@ def _replace(graph: ir.Graph, norm: ir.Node, nodes: list[ir.Node]) -> None:
 
 def _initializer(graph: ir.Graph, name: str, values: Array) -> ir.Value:
     tensor = ir.tensor(np.ascontiguousarray(values, dtype=np.float32), name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value

@@ -42,7 +42,11 @@ class _Batch(_Tracked):
         return logits
 
 
-class _Adaptive(_Tracked):
+class _Adaptive(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
     def forward(self, input: Tensor, group: Tensor, tracked_weight: Tensor) -> Tensor:
         with graph_inputs(group, tracked_weight):
             logits: Tensor = self.network(input)
@@ -113,7 +117,7 @@ def refuse_what_cannot_be_exported(model: nn.Module, mode: FileMode) -> None:
         if module.training or not module.track_running_stats:
             raise ExportError(
                 f"{kind} is left in train mode or keeps no running statistics, so it means batch statistics; call "
-                "model.eval() to export tracked ones, or convert it with augserve.norms.convert_norm(model, 'batch')"
+                "model.eval() to export tracked ones, or convert with augserve.norms.convert_norm(model, 'batch')"
             )
 
 

@@ -62,7 +62,7 @@ def load_cifar10(data_dir: str | PathLike[str] | None) -> ImageSet:
         mean=MEAN,
         std=STD,
         flip=True,
-        crop_padding=4,
+        crop_padding=2,
     )
 
 

@@ -38,7 +38,7 @@ class ImageSet:
         mean: per channel, in pixel scale [0, 1].
         std: per channel, in pixel scale [0, 1].
         flip: whether a random horizontal flip keeps the label.
-        crop_padding: zero pixels on each side before a random crop back to H x W; 0 means no crop.
+        crop_padding: how far a random crop may shift an image, in pixels each way; 0 means no crop.
 
     Raises:
         DataError: parts that do not belong together (counts, shapes, types, labels, channels).

@@ -60,7 +60,12 @@ class _AugNorm(StatisticsNorm):
         if math.isinf(self.phi):
             return "MidrangeNorm", {"eps": self.eps}
         rtol, max_steps = SOLVER[torch.float32]
-        return "AugNorm" if self.phi < 2 else "AugNormAbove2", {"phi": self.phi, "eps": self.eps, "rtol": rtol, "max_steps": max_steps}
+        return "AugNorm" if self.phi < 2 else "AugNormAbove2", {
+            "phi": self.phi,
+            "eps": self.eps,
+            "rtol": rtol,
+            "max_steps": max_steps,
+        }
 
     def _own_options(self) -> dict[str, Any]:
         return {"phi": self.phi}

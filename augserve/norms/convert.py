@@ -79,9 +79,9 @@ def convert_norm(module: nn.Module, norm: str = "aug", **options: Any) -> Conver
         raise ConfigurationError("found no torch.nn.BatchNorm layer to convert")
     replacements = {id(layer): _replacement(layer, norm, options) for _, layer in layers}
     for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in parent._modules.items():  # named_children leaves out the second use of a shared layer
             if id(child) in replacements:
-                setattr(parent, name, replacements[id(child)])
+                parent._modules[name] = replacements[id(child)]
     return ConversionReport(norm, tuple(name for name, _ in layers), norm != "robust")
 
 

@@ -42,7 +42,8 @@ def norm_node(layer: StatisticsNorm, x: Tensor) -> Tensor:
     ones, zeros = x.new_ones(layer.num_features), x.new_zeros(layer.num_features)
     given = (layer.weight, layer.bias, layer.running_mean, getattr(layer, layer.spread))
     parameters = [
-        default if value is None else value for value, default in zip(given, (ones, zeros, zeros, ones), strict=True)
+        default if value is None else value
+        for value, default in zip(given, (ones, zeros, zeros, ones), strict=True)
     ]
     inputs = (x, *parameters, *(_graph_inputs.get() or ()))
     y: Tensor = torch.onnx.ops.symbolic(

@@ -14,6 +14,8 @@ from augserve.norms import norm_factory
 SCHEDULES = ("cosine", "step")
 DEVICES = ("auto", "cpu", "cuda")
 
+_LEARNING_RATES = {"digits": 0.1}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -28,7 +30,8 @@ class TrainConfig:
         p: RobustNorm's power; None takes the norm's default (0.2).
         epochs: passes over the training part.
         batch_size: rows in a step.
-        learning_rate: of SGD at its highest.
+        learning_rate: of SGD at its highest; None takes the data set's (0.1 for digits, whose epochs are few
+            steps, else 0.2).
         momentum: of SGD.
         weight_decay: of SGD, on every parameter.
         schedule: "cosine" (a linear warm-up over the first fifth of the steps, then half a cosine to 0) or
@@ -52,7 +55,7 @@ class TrainConfig:
     p: float | None = None
     epochs: int = 10
     batch_size: int = 128
-    learning_rate: float = 0.1
+    learning_rate: float | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: str = "cosine"
@@ -72,10 +75,16 @@ class TrainConfig:
         for name, lowest in (("epochs", 1), ("batch_size", 2), ("seed", 0)):
             if getattr(self, name) < lowest:
                 raise ConfigurationError(f"{name} must be at least {lowest}; got {getattr(self, name)}")
-        for name in ("learning_rate", "momentum", "weight_decay"):
-            value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)) or (name == "learning_rate" and value == 0):
-                raise ConfigurationError(f"{name} must be a finite positive number; got {value}")
+        for name, rate in (("momentum", self.momentum), ("weight_decay", self.weight_decay)):
+            if not (rate >= 0 and math.isfinite(rate)):
+                raise ConfigurationError(f"{name} must be a finite number >= 0; got {rate}")
+        if not (self.peak_learning_rate > 0 and math.isfinite(self.peak_learning_rate)):
+            raise ConfigurationError(f"learning_rate must be a finite number > 0; got {self.learning_rate}")
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate as given, or the data set's own."""
+        return _LEARNING_RATES.get(self.data, 0.2) if self.learning_rate is None else self.learning_rate
 
     @property
     def norm_options(self) -> dict[str, float]:

@@ -99,7 +99,11 @@ def train(
     model = build_model(config.model, len(data.classes), data.shape[0], config.norm, dict(config.norm_options))
     model.to(device, memory_format=_memory_format(model))  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
-        model.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=True
+        model.parameters(),
+        config.peak_learning_rate,
+        config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=True,
     )
     steps = config.epochs * math.ceil(len(data.train_labels) / config.batch_size)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(config.schedule, steps))
@@ -141,7 +145,7 @@ def _train_epoch(
     learning_rate = 0.0
     layout = _memory_format(model)
     for rows, labels in training_batches(data, config.batch_size, device, generator):
-        learning_rate = scheduler.get_last_lr()[0]
+        learning_rate = float(scheduler.get_last_lr()[0])
         logits: Tensor = model(rows.contiguous(memory_format=layout))
         loss = F.cross_entropy(logits, labels)
         value = float(loss.detach())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from augserve.errors import AugserveError, RunError
-from augserve.files import write_atomic
+from augserve.files import link_atomic, write_atomic
 from augserve.models import build_model
 from augserve.training.config import TrainConfig
 
@@ -51,6 +52,39 @@ class Run:
     std: tuple[float, ...]
     metrics: dict[str, Any]
     checkpoint_sha256: str
+
+    def describe(self) -> dict[str, Any]:
+        """Return what an exported file should say of this run, as `augserve.manifest.Manifest` names it."""
+        channels, height, width = self.examples.shape[1:]
+        return {
+            "architecture": self.config.model,
+            "classes": list(self.classes),
+            "data": self.config.data,
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "preprocessing": {
+                "height": height,
+                "width": width,
+                "color": "RGB" if channels == 3 else "L",
+                "mean": list(self.mean),
+                "std": list(self.std),
+            },
+        }
+
+
+def default_folder(config: TrainConfig) -> Path:
+    """Return a folder under runs/ that names the settings and the moment."""
+    moment = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{config.data}-{config.model}-{config.norm}-{moment}"
+
+
+def point_latest(folder: Path) -> Path | None:
+    """Make runs/latest of the working folder point to the run; None where something else has that name."""
+    latest = Path("runs") / "latest"
+    if latest.exists() and not latest.is_symlink():
+        return None
+    latest.parent.mkdir(exist_ok=True)
+    link_atomic(latest, folder.resolve())
+    return latest
 
 
 def prepare_folder(folder: Path, *, overwrite: bool) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tiny import running, write_model
 
 from augserve.service import Predictor
+from tests.service.tiny import running, write_model
 
 
 @pytest.fixture(scope="session")

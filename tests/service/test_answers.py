@@ -8,10 +8,10 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from tiny import CLASSES, expected_logits, running, some_rows, write_model
 
 from augserve.errors import ConfigurationError, ModelFileError, StatisticsError, UnknownModelError
 from augserve.service import Predictor, PredictSettings
+from tests.service.tiny import CLASSES, expected_logits, running, some_rows, write_model
 
 TOLERANCE = 1e-5  # float32 sums of 64 values of order 1
 

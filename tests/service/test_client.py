@@ -10,10 +10,10 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import expected_logits, running, some_rows
 
 from augserve.client import Client
 from augserve.errors import InputError, RemoteError
+from tests.service.tiny import expected_logits, running, some_rows
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import httpx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import some_rows
+
+from tests.service.tiny import some_rows
 
 ROW = some_rows(1)[0].tolist()
 

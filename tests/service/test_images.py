@@ -10,11 +10,11 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import MEAN, STD, expected_logits, some_rows
 
 from augserve.errors import InputError, MediaTypeError, PayloadTooLargeError
 from augserve.manifest import Preprocessing
 from augserve.service.images import decode_image
+from tests.service.tiny import MEAN, STD, expected_logits, some_rows
 
 TOLERANCE = 1e-5
 

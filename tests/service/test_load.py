@@ -11,9 +11,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tiny import running, some_rows, wait_until, write_model
 
 from augserve.service import Predictor, create_app, lifecycle, read_settings
+from tests.service.tiny import running, some_rows, wait_until, write_model
 
 BODY = {"instances": some_rows(1).tolist()}
 HALF = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 import httpx
-from tiny import running, write_model
+
+from tests.service.tiny import running, write_model
 
 
 def test_examples_are_answered(server: httpx.Client) -> None:

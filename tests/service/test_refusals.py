@@ -10,11 +10,11 @@ from pathlib import Path
 import httpx
 import pytest
 from PIL import Image
-from tiny import running, some_rows, write_model
 
 from augserve import errors
 from augserve.service import http_errors
 from augserve.service.dataplane import Predictor
+from tests.service.tiny import running, some_rows, write_model
 
 ROW = some_rows(1)[0].tolist()
 JSON = {"Content-Type": "application/json"}

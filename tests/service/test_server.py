@@ -11,10 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tiny import some_rows, wait_until, write_model
 
 from augserve.errors import ConfigurationError, ModelFileError
 from augserve.service import read_settings, serve
+from tests.service.tiny import some_rows, wait_until, write_model
 
 BODY = {"instances": some_rows(2).tolist()}
 

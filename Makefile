@@ -1,0 +1,36 @@
+# Every target works on a fresh clone: the first one that needs it makes .venv and installs into it.
+# Paths are relative, so that the repository may lie in a folder with spaces in its name.
+
+PYTHON ?= python3
+VENV_PYTHON := .venv/bin/python
+
+.PHONY: help demo test lint wheel clean
+
+help:
+	@echo "make demo    train, export, serve and predict on the embedded data set"
+	@echo "make test    lint, types, import contract and the whole test suite"
+	@echo "make lint    only the checks that run no test"
+	@echo "make wheel   build the wheel into dist/"
+	@echo "make clean   remove .venv and everything that was built"
+
+.venv/ready-%: pyproject.toml constraints.txt scripts/setup
+	@PYTHON='$(PYTHON)' scripts/setup $*
+
+demo: .venv/ready-train
+	@$(VENV_PYTHON) scripts/demo
+
+lint: .venv/ready-dev
+	@$(VENV_PYTHON) -m ruff format --check .
+	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) -m mypy
+	@.venv/bin/lint-imports
+	@.venv/bin/hadolint Dockerfile
+
+test: lint
+	@$(VENV_PYTHON) -m pytest
+
+wheel: .venv/ready-dev
+	@$(VENV_PYTHON) -m build --wheel --outdir dist .
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,141 @@
+"""What the commands show a person: progress, tables, numbers with units. Only this file and cli print."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+if TYPE_CHECKING:
+    from augserve.data import ImageSet
+    from augserve.manifest import Manifest, ParityCheck
+    from augserve.training import EpochMetrics, TrainConfig
+
+# Names of files and classes are shown as they are: nothing in them is markup or an emoji, and none is cut.
+out, err = (
+    Console(
+        stderr=stderr,
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+        emoji=False,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",  # Rich by itself would leave out colours only
+    )
+    for stderr in (False, True)
+)
+
+
+class TrainingDisplay:
+    """A bar while an epoch runs (on a terminal), one line when it ends; use it as a context manager."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} images"),
+            TextColumn("{task.fields[rate]:.0f}/s"),
+            TimeRemainingColumn(),
+            console=out,
+            transient=True,
+            disable=not out.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._epochs = 0
+
+    def __enter__(self) -> TrainingDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def start(self, config: TrainConfig, data: ImageSet, parameters: int, device: str) -> None:
+        """Show what is trained on what."""
+        self._epochs = config.epochs
+        options = "".join(f" {name}={value:g}" for name, value in config.norm_options.items())
+        out.print(
+            f"{config.model} with norm {config.norm}{options} ({parameters:,} parameters) on {data.name}: "
+            f"{len(data.train_labels):,} training, {len(data.val_labels):,} validation and "
+            f"{len(data.test_labels):,} test images, {device}"
+        )
+        out.print(f"{'epoch':>7}  {'loss':>7}  {'train':>6}  {'val':>6}  {'rate':>7}  images/s", style="bold")
+
+    def step(self, epoch: int, done: int, total: int, loss: float) -> None:
+        """Move the bar."""
+        if self._task is None:
+            self._task = self._progress.add_task("", total=total, rate=0.0)
+        rate = self._progress.tasks[0].speed or 0.0
+        self._progress.update(self._task, description=f"epoch {epoch}", completed=done, total=total, rate=rate)
+
+    def epoch(self, metrics: EpochMetrics) -> None:
+        """Print the epoch's line."""
+        if self._task is not None:
+            self._progress.reset(self._task)
+        out.print(
+            f"{f'{metrics.epoch}/{self._epochs}':>7}  {metrics.train_loss:7.4f}  {metrics.train_accuracy:6.1%}  "
+            f"{metrics.val_accuracy:6.1%}  {metrics.learning_rate:7.4f}  {metrics.images_per_second:8.0f}"
+        )
+
+
+def show_parity(checks: Sequence[ParityCheck]) -> None:
+    """Print a parity report as a table."""
+    table = Table("check", "rows", "max |difference|", "same top 1", "repeats", title="torch against ONNX Runtime")
+    for check in checks:
+        table.add_row(
+            check.name,
+            str(check.rows),
+            f"{check.max_abs_difference:.2e}",
+            f"{check.top1_agreement:.0%}",
+            "identical" if check.repeats_identical else "differ",
+        )
+    out.print(table)
+
+
+def show_manifest(name: str, manifest: Manifest) -> None:
+    """Print what a file says about itself."""
+    table = Table("", Column(overflow="fold"), show_header=False, box=None)
+    kinds: dict[str, int] = {}
+    for layer in manifest.norms:
+        phi = f" (phi {layer.options['phi']:g})" if "phi" in layer.options else ""
+        kinds[layer.kind + phi] = kinds.get(layer.kind + phi, 0) + 1
+    classes = ", ".join(manifest.classes[:12]) + (", ..." if len(manifest.classes) > 12 else "")
+    for key, value in (
+        ("file", name),
+        ("architecture", manifest.architecture),
+        ("file mode", manifest.mode),
+        ("statistics modes", ", ".join(manifest.modes)),
+        ("default mode", manifest.default_mode),
+        ("rows", " x ".join(str(size) for size in manifest.shape) + " float32"),
+        ("classes", f"{len(manifest.classes)}: {classes}"),
+        ("norm layers", ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"),
+        ("data", manifest.data or "unknown"),
+        ("opset", str(manifest.opset)),
+        ("written by", ", ".join(f"{package} {version}" for package, version in manifest.versions.items())),
+        ("checkpoint", manifest.checkpoint_sha256 or "unknown"),
+    ):
+        table.add_row(key, value)
+    out.print(table)
+    if manifest.parity:
+        show_parity(manifest.parity)
+
+
+def show_predictions(names: Sequence[str], answer: Mapping[str, Any]) -> None:
+    """Print an answer as a table, one line a row."""
+    statistics = answer["statistics"]
+    groups = [k for k, size in enumerate(statistics["groups"]) for _ in range(size)]
+    table = Table(Column("input", overflow="fold"), Column("label", overflow="fold"), "probability", "group")
+    for name, prediction, group in zip(names, answer["predictions"], groups, strict=False):
+        top = prediction.get("top_k", [prediction])
+        labels = "\n".join(str(one["label"]) for one in top)
+        table.add_row(name, labels, "\n".join(f"{one['probability']:.3f}" for one in top), str(group))
+    out.print(table)
+    sizes = ", ".join(str(size) for size in statistics["groups"])
+    out.print(f"model {answer['model']}, statistics {statistics['mode']}, group sizes {sizes}")
+    for row in statistics["dropped"]:
+        out.print(f"dropped: {names[row]}")
+    for warning in answer["warnings"]:
+        err.print(f"warning: {warning}", style="yellow")
