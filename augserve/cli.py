@@ -6,12 +6,11 @@ Exit status: 0 done, 1 failed (one line on stderr), 2 usage.
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -42,16 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app([argument for argument in given if argument != DEBUG], prog_name="augserve")
     except AugserveError as error:
         _fail(str(error), 2 if isinstance(error, ConfigurationError) else 1, debug)
-    except KeyboardInterrupt:
-        _fail("stopped", 130, debug)
-    except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except OSError as error:  # a full disk, a folder that may not be read: not ours to foresee, nor a defect
+        _fail(str(error), 1, debug)
     except Exception as error:
         _fail(f"internal error: {type(error).__name__}: {error} (add {DEBUG} for the traceback)", 1, debug)
 
 
-def _fail(message: str, status: int, debug: bool) -> None:
+def _fail(message: str, status: int, debug: bool = False) -> NoReturn:
     if debug:
         traceback.print_exc()
     console.err.print("error: " + " ".join(message.split()), markup=False, style="red")
@@ -142,8 +138,12 @@ def train(
         device=device,
     )
     folder = out or default_folder(config)
-    with console.TrainingDisplay() as display:
-        result = run_training(config, folder, overwrite=overwrite, progress=display)
+    try:
+        with console.TrainingDisplay() as display:
+            result = run_training(config, folder, overwrite=overwrite, progress=display)
+    except KeyboardInterrupt:
+        point_latest(folder)
+        _fail(f"stopped; {folder} keeps the last finished epoch, if there was one", 130)
     latest = point_latest(folder)
     console.out.print(f"validation accuracy {result.val_accuracy:.2%}")
     for mode, accuracy in result.test_accuracy.items():

@@ -27,8 +27,12 @@ def link_atomic(path: Path, target: Path) -> None:
     """Make `path` a relative symbolic link to `target`, replacing an older link in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(os.path.relpath(target.resolve(), path.parent.resolve()))
-    temporary.replace(path)
+    try:
+        temporary.symlink_to(os.path.relpath(target.resolve(), path.parent.resolve()))
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _umask() -> int:

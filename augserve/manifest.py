@@ -6,9 +6,10 @@ read by everything that opens the file. A change of meaning raises FORMAT_VERSIO
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from augserve.errors import ModelFileError
 
@@ -43,8 +44,8 @@ class Preprocessing(_Schema):
     height: Annotated[int, Field(ge=1)]
     width: Annotated[int, Field(ge=1)]
     color: Literal["RGB", "L"]
-    mean: list[float]
-    std: list[Annotated[float, Field(gt=0)]]
+    mean: list[FiniteFloat]
+    std: list[Annotated[FiniteFloat, Field(gt=0)]]
 
     @model_validator(mode="after")
     def _one_value_a_channel(self) -> Preprocessing:
@@ -65,7 +66,11 @@ class ParityCheck(_Schema):
 
 
 class Manifest(_Schema):
-    """The whole document. shape is that of one row, without the batch dimension (C, H, W)."""
+    """The whole document.
+
+    shape is that of one row, without the batch dimension (C, H, W). default_mode is what an adaptive file is
+    asked for when a request says nothing; the other files have one mode only.
+    """
 
     format_version: int = FORMAT_VERSION
     mode: FileMode
@@ -98,17 +103,25 @@ def parse_manifest(text: str, path: object) -> Manifest:
     Raises:
         ModelFileError: not valid, or of a newer format.
     """
+    _refuse_newer(text, path)
     try:
-        manifest = Manifest.model_validate_json(text)
+        return Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
         raise ModelFileError(
             f"{path}: its manifest is damaged ({where}: {first['msg']}); export the file again"
         ) from None
-    if manifest.format_version > FORMAT_VERSION:
+
+
+def _refuse_newer(text: str, path: object) -> None:
+    """Look at the version before the rest, which may mean something else in a newer format."""
+    try:
+        version = json.loads(text)["format_version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return  # what is wrong with it, the schema says better
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise ModelFileError(
-            f"{path}: manifest format {manifest.format_version} is newer than {FORMAT_VERSION}, the newest that "
-            "this augserve reads; upgrade augserve"
+            f"{path}: manifest format {version} is newer than {FORMAT_VERSION}, the newest that is read "
+            "here; upgrade augserve"
         )
-    return manifest

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -43,11 +44,11 @@ def open_session(
     """
     path = Path(path)
     if native not in ("auto", "on", "off"):
-        raise unknown_choice("setting of native", native, ("auto", "on", "off"))
+        raise unknown_choice("value of native", native, ("auto", "on", "off"))
     if native == "on":
         raise ConfigurationError("this augserve has no native operator library; use native 'auto' or 'off'")
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "nothing"
+    if not os.path.isfile(path):  # Path.is_file raises for names that the system does not take
+        what = "a folder" if os.path.isdir(path) else "nothing"
         raise ModelFileError(f"{path}: expected an .onnx file, found {what}; `augserve export` writes one")
     chosen = list(providers or DEFAULT_PROVIDERS)
     for provider in chosen:
@@ -67,7 +68,10 @@ def open_session(
 
 def read_manifest(session: ort.InferenceSession, path: str | Path = "the model") -> Manifest:
     """Return what the session's file says about itself; `path` is only named in errors."""
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    try:
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    except UnicodeDecodeError:
+        raise ModelFileError(f"{path}: its metadata are damaged (not UTF-8); export the file again") from None
     if text is None:
         raise ModelFileError(f"{path}: an ONNX file without an augserve manifest; write it with `augserve export`")
     return parse_manifest(text, path)
@@ -136,22 +140,29 @@ def _check_graph(session: ort.InferenceSession, manifest: Manifest, path: Path) 
             f"{path}: its manifest promises mode {manifest.mode} with inputs {', '.join(expected)}; "
             f"the graph has {', '.join(inputs)}; export the file again"
         )
-    shape = list(inputs["input"].shape[1:])
-    if shape != manifest.shape or inputs["input"].type != "tensor(float)":
-        raise ModelFileError(
-            f"{path}: its manifest promises float32 rows of shape {manifest.shape}; "
-            f"the graph takes {inputs['input'].type} {shape}; export the file again"
-        )
+    _check_tensor(path, inputs["input"], "tensor(float)", manifest.shape)
+    if manifest.mode == "adaptive":
+        _check_tensor(path, inputs["group"], "tensor(int64)", [])
+        _check_tensor(path, inputs["tracked_weight"], "tensor(float)", [])
     outputs = session.get_outputs()
-    if [node.name for node in outputs] != ["logits"] or outputs[0].shape[1:] != [len(manifest.classes)]:
-        raise ModelFileError(
-            f"{path}: its manifest promises one output, logits (N, {len(manifest.classes)}); the graph has "
-            f"{', '.join(f'{node.name} {node.shape}' for node in outputs)}; export the file again"
-        )
+    if [node.name for node in outputs] != ["logits"]:
+        names = ", ".join(node.name for node in outputs)
+        raise ModelFileError(f"{path}: expected one output, logits; the graph has {names}; export the file again")
+    _check_tensor(path, outputs[0], "tensor(float)", [len(manifest.classes)])
     if manifest.preprocessing is not None:
         p = manifest.preprocessing
         if [len(p.mean), p.height, p.width] != manifest.shape:
             raise ModelFileError(f"{path}: its preprocessing does not make rows of shape {manifest.shape}")
+
+
+def _check_tensor(path: Path, node: ort.NodeArg, dtype: str, shape: list[int]) -> None:
+    """Refuse an input or output that is not of this type and shape (N, *shape) with any number of rows N."""
+    if node.type != dtype or not node.shape or isinstance(node.shape[0], int) or list(node.shape[1:]) != shape:
+        expected = ", ".join(["N", *map(str, shape)])
+        raise ModelFileError(
+            f"{path}: its manifest promises {node.name} as {dtype} ({expected}), any N; the graph has {node.type} "
+            f"{node.shape}; export the file again"
+        )
 
 
 def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -67,6 +67,8 @@ def export_onnx(
     if mode not in FILE_MODES:
         raise unknown_choice("file mode", mode, FILE_MODES)
     path = Path(path)
+    if path.is_dir():
+        raise ExportError(f"{path}: expected the name of a file to write; this is a folder")
     if not path.parent.is_dir():
         raise ExportError(f"{path.parent}: no such folder to write {path.name} into")
     refuse_what_cannot_be_exported(model, mode)

@@ -129,20 +129,15 @@ class StatisticsNorm(nn.Module):
         )
 
     def _train(self, x: Tensor) -> Tensor:
-        if self.grouping is None:
-            self._require_spread_of(x)
-            y, center, spread = self.normalize_batch(x)
-            self._update_running([(len(x), center, self.unbiased(spread, x.numel() // self.num_features))])
-            return y
-        parts, updates = [], []
-        for rows in self.grouping.rows(len(x)):
-            part = x[rows]
+        parts = [x] if self.grouping is None else [x[rows] for rows in self.grouping.rows(len(x))]
+        outputs, updates = [], []
+        for part in parts:
             self._require_spread_of(part)
             y, center, spread = self.normalize_batch(part)
-            parts.append(y)
+            outputs.append(y)
             updates.append((len(part), center, self.unbiased(spread, part.numel() // self.num_features)))
         self._update_running(updates)
-        return self.grouping.join(parts)
+        return outputs[0] if self.grouping is None else self.grouping.join(outputs)
 
     def _infer(self, x: Tensor, statistics: Statistics) -> Tensor:
         weight = statistics.weight(len(x)) if len(x) else 1.0

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +103,7 @@ def train(
         config.peak_learning_rate,
         config.momentum,
         weight_decay=config.weight_decay,
-        nesterov=True,
+        nesterov=config.momentum > 0,
     )
     steps = config.epochs * math.ceil(len(data.train_labels) / config.batch_size)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(config.schedule, steps))
@@ -112,17 +112,19 @@ def train(
     runs.save_examples(folder, normalize(torch.from_numpy(data.val_images[:EXAMPLES])))
 
     history: list[EpochMetrics] = []
+    checkpoint: runs.Checkpoint | None = None
     for epoch in range(1, config.epochs + 1):
         metrics = _train_epoch(epoch, model, optimizer, scheduler, data, config, device, generator, progress)
         history.append(metrics)
-        digest = runs.save_model(folder, model)
+        _require_finite(model, epoch)
+        checkpoint, previous = runs.make_checkpoint(model, asdict(metrics)), checkpoint
+        runs.save(folder, config, data, checkpoint, previous)
         write_atomic(folder / runs.METRICS, "".join(json.dumps(asdict(m)) + "\n" for m in history).encode())
-        runs.save_config(folder, config, _describe(data, digest, asdict(metrics)))
         progress.epoch(metrics)
 
     test = accuracy_by_mode(model, data.test_images, data.test_labels, normalize, config.batch_size, device)
-    final = {**asdict(history[-1]), "test_accuracy": test}
-    runs.save_config(folder, config, _describe(data, digest, final))
+    final = runs.make_checkpoint(model, {**asdict(history[-1]), "test_accuracy": test})
+    runs.save(folder, config, data, final, None)
     speed = sum(m.images_per_second for m in history) / len(history)
     return TrainResult(folder, history[-1].val_accuracy, test, speed)
 
@@ -152,7 +154,7 @@ def _train_epoch(
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss is {value} in epoch {epoch} after {seen} images; lower --learning-rate "
-                f"(now {learning_rate:.3g}) or choose another norm; the run keeps its last finished epoch"
+                f"(now {learning_rate:.3g}) or choose another norm; {_kept(epoch)}"
             )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -196,18 +198,17 @@ def _memory_format(model: nn.Module) -> torch.memory_format:
     return torch.contiguous_format if ours else torch.channels_last
 
 
-def _describe(data: ImageSet, digest: str, metrics: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "data": {
-            "name": data.name,
-            "classes": list(data.classes),
-            "shape": list(data.shape),
-            "mean": list(data.mean),
-            "std": list(data.std),
-        },
-        "checkpoint_sha256": digest,
-        "metrics": metrics,
-    }
+def _require_finite(model: nn.Module, epoch: int) -> None:
+    """Refuse to keep a network that the last step of an epoch broke: no later loss would say so."""
+    for name, value in model.state_dict().items():
+        if not bool(torch.isfinite(value).all()):
+            raise TrainingError(
+                f"{name} holds NaN or inf after epoch {epoch}; lower --learning-rate; {_kept(epoch)}"
+            )
+
+
+def _kept(epoch: int) -> str:
+    return f"the run keeps epoch {epoch - 1}" if epoch > 1 else "no epoch was finished"
 
 
 def _device(name: str) -> torch.device:

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from augserve.data import ImageSet
 from augserve.errors import AugserveError, RunError
 from augserve.files import link_atomic, write_atomic
 from augserve.models import build_model
@@ -78,12 +80,17 @@ def default_folder(config: TrainConfig) -> Path:
 
 
 def point_latest(folder: Path) -> Path | None:
-    """Make runs/latest of the working folder point to the run; None where something else has that name."""
+    """Make runs/latest of the working folder point to the run; None where that cannot be done."""
     latest = Path("runs") / "latest"
-    if latest.exists() and not latest.is_symlink():
+    try:
+        if not (folder / CONFIG).is_file():  # stopped before its first epoch was over
+            return None
+        if latest.exists() and not latest.is_symlink():
+            return None
+        latest.parent.mkdir(exist_ok=True)
+        link_atomic(latest, folder.resolve())
+    except OSError:  # a working folder that may not be written, or one with a file named runs
         return None
-    latest.parent.mkdir(exist_ok=True)
-    link_atomic(latest, folder.resolve())
     return latest
 
 
@@ -106,23 +113,52 @@ def prepare_folder(folder: Path, *, overwrite: bool) -> None:
         raise RunError(f"{folder}: cannot be used for a run ({error.strerror})") from None
 
 
-def save_model(folder: Path, model: nn.Module) -> str:
-    """Write model.safetensors and return its SHA-256."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model as it will be written, and the metrics of the epoch that made it."""
+
+    content: bytes
+    metrics: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """Of the content, in hexadecimal."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+def make_checkpoint(model: nn.Module, metrics: dict[str, Any]) -> Checkpoint:
+    """Return the model's parameters and buffers as the content of a safetensors file."""
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    content = safetensors.torch.save(state)
-    write_atomic(folder / MODEL, content)
-    return hashlib.sha256(content).hexdigest()
+    return Checkpoint(safetensors.torch.save(state), metrics)
+
+
+def save(folder: Path, config: TrainConfig, data: ImageSet, new: Checkpoint, old: Checkpoint | None) -> None:
+    """Write config.json and model.safetensors so that a stop at any moment leaves a run that can be read.
+
+    config.json goes first and describes both checkpoints, the new one and the one that is still there.
+    """
+    document: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "config": config.to_json(),
+        "data": {
+            "name": data.name,
+            "classes": list(data.classes),
+            "shape": list(data.shape),
+            "mean": list(data.mean),
+            "std": list(data.std),
+        },
+        "checkpoint_sha256": new.sha256,
+        "metrics": new.metrics,
+    }
+    if old is not None:
+        document["previous"] = {"checkpoint_sha256": old.sha256, "metrics": old.metrics}
+    write_atomic(folder / CONFIG, (json.dumps(document, indent=2) + "\n").encode())
+    write_atomic(folder / MODEL, new.content)
 
 
 def save_examples(folder: Path, rows: Tensor) -> None:
     """Write the rows that the exporter will prove parity on."""
     write_atomic(folder / EXAMPLES, safetensors.torch.save({"rows": rows.cpu().contiguous()}))
-
-
-def save_config(folder: Path, config: TrainConfig, description: dict[str, Any]) -> None:
-    """Write config.json, last of a run's files: what it describes is there."""
-    document = {"format_version": FORMAT_VERSION, "config": config.to_json(), **description}
-    write_atomic(folder / CONFIG, (json.dumps(document, indent=2) + "\n").encode())
 
 
 def load_run(folder: str | Path) -> Run:
@@ -144,26 +180,38 @@ def load_run(folder: str | Path) -> Run:
         document = json.loads((folder / CONFIG).read_text())
         version = document["format_version"]
         if version > FORMAT_VERSION:
-            raise RunError(f"{folder}: format {version} is newer than {FORMAT_VERSION}; upgrade augserve")
+            raise RunError(f"format {version} is newer than {FORMAT_VERSION}; upgrade augserve")
         config = TrainConfig.from_json(document["config"])
         data = document["data"]
         classes = tuple(str(name) for name in data["classes"])
         mean, std = (tuple(float(value) for value in data[key]) for key in ("mean", "std"))
-        channels = int(data["shape"][0])
-        recorded = str(document["checkpoint_sha256"])
-        metrics = dict(document["metrics"])
+        channels, height, width = (int(size) for size in data["shape"])
+        described = {
+            str(checkpoint["checkpoint_sha256"]): dict(checkpoint["metrics"])
+            for checkpoint in (document.get("previous"), document)
+            if checkpoint is not None
+        }
     except AugserveError as error:
         raise RunError(f"{folder}: {CONFIG}: {error}") from None
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise RunError(f"{folder}: {CONFIG} is damaged ({type(error).__name__}: {error}); train it again") from None
     content = (folder / MODEL).read_bytes()
-    if hashlib.sha256(content).hexdigest() != recorded:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest not in described:
         raise RunError(f"{folder}: {MODEL} is not the checkpoint that {CONFIG} describes; train it again")
     model = build_model(config.model, len(classes), channels, config.norm, dict(config.norm_options))
+    name = MODEL
     try:
         model.load_state_dict(safetensors.torch.load(content))
+        name = EXAMPLES
         examples = safetensors.torch.load((folder / EXAMPLES).read_bytes())["rows"]
     except (SafetensorError, RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise RunError(f"{folder}: a checkpoint file is damaged ({reason}); train it again") from None
-    return Run(folder, config, model.eval(), examples, classes, mean, std, metrics, recorded)
+        raise RunError(f"{folder}: {name} is damaged ({reason}); train it again") from None
+    shape = (channels, height, width)
+    if examples.dtype != torch.float32 or examples.shape[1:] != shape or not len(examples):
+        raise RunError(
+            f"{folder}: {EXAMPLES}: expected float32 rows (N, {channels}, {height}, {width}) with N >= 1; "
+            f"got {examples.dtype} {tuple(examples.shape)}; train it again"
+        )
+    return Run(folder, config, model.eval(), examples, classes, mean, std, described[digest], digest)

@@ -13,12 +13,14 @@ from augserve.service.openapi import NOT_READY
 router = APIRouter()
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
     """Answer 200 as long as the process lives."""
     return {"status": "alive"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses=NOT_READY)
 async def readyz(request: Request) -> dict[str, str]:
     """Answer 200 exactly when requests are taken, 503 while starting or draining."""
