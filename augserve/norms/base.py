@@ -13,6 +13,7 @@ Source: torch.nn.BatchNorm for names, buffers, momentum and state-dict version.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from augserve.norms.symbolic import norm_node
 from augserve.statistics import Statistics
 
 
-class StatisticsNorm(nn.Module):
+class StatisticsNorm(nn.Module, ABC):
     """The base of the norm layers over (N, C, *spatial); not used by itself.
 
     Args:
@@ -91,13 +92,13 @@ class StatisticsNorm(nn.Module):
 
     # What a subclass defines.
 
+    @abstractmethod
     def group_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the center and the (biased) spread of x's own values, (C,) each, differentiable."""
-        raise NotImplementedError
 
+    @abstractmethod
     def divisor(self, spread: Tensor) -> Tensor:
         """Return what x - center is divided by, (C,)."""
-        raise NotImplementedError
 
     def unbiased(self, spread: Tensor, count: int) -> Tensor:
         """Return the spread as the running statistics take it; `count` values gave it."""
@@ -108,9 +109,9 @@ class StatisticsNorm(nn.Module):
         center, spread = self.group_statistics(x)
         return self._affine(x, center, self.divisor(spread)), center.detach(), spread.detach()
 
+    @abstractmethod
     def operator(self) -> tuple[str, dict[str, float | int]]:
         """Return the name and attributes of the exported operator (domain augserve)."""
-        raise NotImplementedError
 
     # The way of a batch.
 
