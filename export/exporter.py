@@ -62,7 +62,7 @@ def export_onnx(
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), augserve.norms.AugNorm2d(4), nn.Flatten(), nn.LazyLinear(2))
         >>> rows = torch.randn(8, 3, 8, 8)
         >>> _ = network(rows)
-        >>> report = export_onnx(network.eval(), "/tmp/example.onnx", example=rows)
+        >>> report = export_onnx(network.eval(), "example.onnx", example=rows)
     """
     if mode not in FILE_MODES:
         raise unknown_choice("file mode", mode, FILE_MODES)

@@ -25,8 +25,8 @@ def set_statistics(module: nn.Module, statistics: Statistics) -> None:
         StatisticsError: a layer keeps no running statistics and the mode needs them; nothing is changed.
 
     Example:
-        >>> import torch
-        >>> layer = torch.nn.Sequential(BatchNorm2d(3))
+        >>> from augserve.norms import BatchNorm2d
+        >>> layer = nn.Sequential(BatchNorm2d(3))
         >>> set_statistics(layer, Statistics("batch"))
     """
     layers = norm_layers(module)
@@ -51,6 +51,7 @@ def use_statistics(
 
     Example:
         >>> import torch
+        >>> from augserve.norms import BatchNorm2d
         >>> layer = BatchNorm2d(3).eval()
         >>> with use_statistics(layer, Statistics("batch"), group=torch.tensor([0, 0, 1, 1])):
         ...     y = layer(torch.randn(4, 3, 2, 2))
