@@ -119,6 +119,7 @@ def train(
     """
     from augserve.training import TrainConfig
     from augserve.training import train as run_training
+    from augserve.training.allocator import keep_freed_memory
     from augserve.training.run import default_folder, point_latest
 
     config = TrainConfig(
@@ -138,6 +139,7 @@ def train(
         device=device,
     )
     folder = out or default_folder(config)
+    keep_freed_memory()
     try:
         with console.TrainingDisplay() as display:
             result = run_training(config, folder, overwrite=overwrite, progress=display)

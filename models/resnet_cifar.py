@@ -37,9 +37,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
-        y = F.relu(self.norm1(self.conv1(x)))
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
         y = self.norm2(self.conv2(y))
-        return F.relu(y + self.shortcut(x))
+        return F.relu(y + self.shortcut(x), inplace=True)
 
     def shortcut(self, x: Tensor) -> Tensor:
         """Return x itself, or every stride-th pixel of it with zero channels on both sides."""
@@ -89,7 +89,7 @@ class ResNetCifar(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, K)."""
-        x = F.relu(self.norm1(self.conv1(x)))
+        x = F.relu(self.norm1(self.conv1(x)), inplace=True)
         for stage in self.stages:
             x = stage(x)
         logits: Tensor = self.head(torch.mean(x, dim=(2, 3)))
