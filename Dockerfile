@@ -21,7 +21,8 @@ COPY augserve augserve
 COPY export export
 COPY models models
 COPY service service
-RUN --mount=type=cache,target=/root/.cache/pip \
+ENV PIP_CACHE_DIR=/var/cache/pip
+RUN --mount=type=cache,target=/var/cache/pip \
     /opt/tools/bin/pip wheel --no-deps --wheel-dir /dist . \
     && /opt/tools/bin/pip --python /opt/augserve/bin/python install --constraint constraints.txt /dist/*.whl
 
