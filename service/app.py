@@ -23,7 +23,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings: the operator's choices; None reads AUGSERVE_* variables (AUGSERVE_MODEL is required).
 
     Returns:
-        An ASGI application for any ASGI server; /readyz answers 503 until the model is loaded.
+        An ASGI application for any ASGI server. A model that takes more than a moment to load goes on loading while
+        the server answers, with /readyz at 503 until it is there.
 
     Raises:
         ConfigurationError: settings are None and the environment's are incomplete or invalid.
@@ -40,7 +41,7 @@ def build_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.start()
+        await service.start()
         try:
             yield
         finally:

@@ -15,6 +15,8 @@ from augserve.service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+LOAD_GRACE_S = 2.0  # a model that loads in this time is never seen as not ready
+
 
 class Service:
     """What the routes share: the settings, the model once it is there, and the scheduler.
@@ -34,10 +36,11 @@ class Service:
         self._failed = False
         self._loading: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to load the model, unless it is there; on the event loop."""
+    async def start(self) -> None:
+        """Begin to load the model, unless it is there, and give it a moment: a small one is ready on return."""
         if self.predictor is None:
             self._loading = asyncio.get_running_loop().create_task(self._load())
+            await asyncio.wait({self._loading}, timeout=LOAD_GRACE_S)
 
     def drain(self) -> None:
         """Refuse new requests from now on; safe in a signal handler."""

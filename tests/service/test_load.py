@@ -136,3 +136,16 @@ def test_draining_refuses_new_requests(model: Path) -> None:
         return [one.status_code for one in (before, *after, alive)]
 
     assert asyncio.run(scenario()) == [200, 503, 503, 200]
+
+
+def test_a_small_model_is_ready_when_the_application_has_started(model: Path) -> None:
+    async def first_answer() -> int:
+        app = create_app(read_settings(model=model))
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://a") as client,
+        ):
+            return (await client.post("/predict", json=BODY)).status_code
+
+    assert asyncio.run(first_answer()) == 200
