@@ -92,7 +92,7 @@ class Service:
         except AugserveError as error:
             self._failed = True
             logger.error("%s", error)  # noqa: TRY400 - says all there is to say
-        except Exception:
+        except Exception:  # whatever went wrong, the server answers 503 and the log says why
             self._failed = True
             logger.exception("loading %s failed", self.settings.model)
 

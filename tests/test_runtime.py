@@ -159,27 +159,17 @@ def test_group_ids_of_another_type_are_refused(tmp_path: Path) -> None:
     refusal(path)
 
 
-def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["input", "tracked_weight"])
+def test_numbers_of_another_type_are_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.onnx"
     model = edited(path)
-    retyped(model.graph.input[2], onnx.TensorProto.DOUBLE)
-    cast = onnx.helper.make_node("Cast", ["tracked_weight"], ["as_float"], to=onnx.TensorProto.FLOAT)
+    retyped(next(value for value in model.graph.input if value.name == name), onnx.TensorProto.DOUBLE)
+    cast = onnx.helper.make_node("Cast", [name], ["as_float"], to=onnx.TensorProto.FLOAT)
     for node in model.graph.node:
-        node.input[:] = ["as_float" if name == "tracked_weight" else name for name in node.input]
+        node.input[:] = ["as_float" if given == name else given for given in node.input]
     model.graph.node.insert(0, cast)
     onnx.save(model, path)
-    refusal(path)
-
-
-def test_rows_of_another_type_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.onnx"
-    model = edited(path)
-    retyped(model.graph.input[0], onnx.TensorProto.DOUBLE)
-    cast = onnx.helper.make_node("Cast", ["input"], ["as_float"], to=onnx.TensorProto.FLOAT)
-    for node in model.graph.node:
-        node.input[:] = ["as_float" if name == "input" else name for name in node.input]
-    model.graph.node.insert(0, cast)
-    onnx.save(model, path)
+    assert f"promises {name} as tensor(float)" in refusal(path)
     assert "the graph has tensor(double)" in refusal(path)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from augserve.data.cifar_files import VERSIONS, Version, read_archive, read_folder
-from augserve.data.image_set import ImageSet, LabelledImages, hold_out_validation
+from augserve.data.image_set import ImageSet, LabelledImages, photographs
 from augserve.data.reading import missing, need_folder
 from augserve.data.strips import read_strips
 from augserve.errors import DataError
@@ -48,22 +48,7 @@ def load_cifar10(data_dir: str | PathLike[str] | None) -> ImageSet:
         'cat'
     """
     root = need_folder("cifar10", data_dir, _ORIGIN)
-    train, test = _read(root)
-    kept, held = hold_out_validation(train)
-    return ImageSet(
-        name="cifar10",
-        train_images=kept.images,
-        train_labels=kept.labels,
-        val_images=held.images,
-        val_labels=held.labels,
-        test_images=test.images,
-        test_labels=test.labels,
-        classes=CLASSES,
-        mean=MEAN,
-        std=STD,
-        flip=True,
-        crop_padding=2,
-    )
+    return photographs("cifar10", *_read(root), CLASSES, MEAN, STD)
 
 
 def _read(root: Path) -> tuple[LabelledImages, LabelledImages]:

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 
 from augserve.data.idx import read_idx
-from augserve.data.image_set import ImageSet, LabelledImages, hold_out_validation
+from augserve.data.image_set import ImageSet, LabelledImages, photographs
 from augserve.data.reading import check_labels, missing, need_folder
 from augserve.data.strips import read_strips
 from augserve.errors import DataError
@@ -58,22 +58,7 @@ def load_fashion_mnist(data_dir: str | PathLike[str] | None) -> ImageSet:
         'Trouser'
     """
     root = need_folder("fashion-mnist", data_dir, _ORIGIN)
-    train, test = _read(root)
-    kept, held = hold_out_validation(train)
-    return ImageSet(
-        name="fashion-mnist",
-        train_images=kept.images,
-        train_labels=kept.labels,
-        val_images=held.images,
-        val_labels=held.labels,
-        test_images=test.images,
-        test_labels=test.labels,
-        classes=CLASSES,
-        mean=MEAN,
-        std=STD,
-        flip=True,
-        crop_padding=2,
-    )
+    return photographs("fashion-mnist", *_read(root), CLASSES, MEAN, STD)
 
 
 def _read(root: Path) -> tuple[LabelledImages, LabelledImages]:
