@@ -1,23 +1,43 @@
 """Normalization layers with explicit statistics. One paper per file; `base` holds what they share."""
 
-from augserve.norms.aug_norm import AugNorm1d, AugNorm2d, AugNorm3d
+from augserve.norms.aug_norm import AugNorm, AugNorm1d, AugNorm2d, AugNorm3d
+from augserve.norms.aug_variants import (
+    AugGroupNorm,
+    AugInstanceNorm1d,
+    AugInstanceNorm2d,
+    AugInstanceNorm3d,
+    AugLayerNorm,
+)
 from augserve.norms.base import StatisticsNorm
-from augserve.norms.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from augserve.norms.baselines import ONI, normalize_weights, ocnn_penalty, ocnn_penalty_of, oni
+from augserve.norms.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from augserve.norms.convert import ConversionReport, convert_norm
+from augserve.norms.graph_norm import AugGraphNorm, GraphNorm
 from augserve.norms.median import MedianResult, generalized_median
-from augserve.norms.modes import norm_layers, set_statistics, use_statistics
+from augserve.norms.modes import norm_layers, set_statistics, synchronize_statistics, use_statistics
 from augserve.norms.registry import list_norms, norm_factory
-from augserve.norms.robust_norm import RobustNorm1d, RobustNorm2d, RobustNorm3d
+from augserve.norms.robust_norm import RobustNorm, RobustNorm1d, RobustNorm2d, RobustNorm3d
 
 __all__ = [
+    "ONI",
+    "AugGraphNorm",
+    "AugGroupNorm",
+    "AugInstanceNorm1d",
+    "AugInstanceNorm2d",
+    "AugInstanceNorm3d",
+    "AugLayerNorm",
+    "AugNorm",
     "AugNorm1d",
     "AugNorm2d",
     "AugNorm3d",
+    "BatchNorm",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
     "ConversionReport",
+    "GraphNorm",
     "MedianResult",
+    "RobustNorm",
     "RobustNorm1d",
     "RobustNorm2d",
     "RobustNorm3d",
@@ -27,6 +47,11 @@ __all__ = [
     "list_norms",
     "norm_factory",
     "norm_layers",
+    "normalize_weights",
+    "ocnn_penalty",
+    "ocnn_penalty_of",
+    "oni",
     "set_statistics",
+    "synchronize_statistics",
     "use_statistics",
 ]

@@ -14,14 +14,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from augserve.norms.base import StatisticsNorm, along_channels, reduced_dims
-from augserve.norms.functional import SOLVER, aug_norm
-from augserve.norms.median import generalized_median
-from augserve.norms.median.problem import check_phi
+from augserve.norms.base import StatisticsNorm
+from augserve.norms.exponent import HasExponent
+from augserve.norms.functional import SOLVER, aug_norm, center_and_variance
+from augserve.norms.processes import Processes
+from augserve.norms.reduction import along_channels, reduced_dims
 
 
-class _AugNorm(StatisticsNorm):
+class AugNorm(HasExponent, StatisticsNorm):
+    """AugNorm of any rank, (N, C, *spatial); see `AugNorm1d`."""
+
+    ndims: tuple[int, ...] = (2, 3, 4, 5)
+
     def __init__(
         self,
         num_features: int,
@@ -31,48 +37,82 @@ class _AugNorm(StatisticsNorm):
         affine: bool = True,
         track_running_stats: bool = True,
         *,
+        learn_phi: bool = False,
+        phi_min: float = 1.1,
+        phi_max: float = 3.0,
+        warm_start: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.phi = check_phi(phi)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.warm_start = warm_start
+        self._set_exponent(phi, learn_phi, phi_min, phi_max, num_features, device, dtype)
 
+    def reset_parameters(self) -> None:
+        """Set gamma to 1, beta to 0, a learned phi and the running statistics to their beginning."""
+        super().reset_parameters()
+        if "phi_logit" in self._parameters:  # not yet, while the base is set up
+            self._reset_exponent()
+
+    @override
     def group_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        rtol, max_steps = SOLVER[x.dtype]
-        dims = reduced_dims(x)
-        mu = generalized_median(x, self.phi, dims, rtol=rtol, max_steps=max_steps).value
-        return mu, (x - along_channels(mu, x)).square().mean(dim=dims)
+        phi, reduction = self._exponent(x), self.reduction(x)
+        if isinstance(reduction, Processes):
+            mu = reduction.median(x, phi, *SOLVER[x.dtype])
+            var = reduction.mean((x - mu).square())
+        else:
+            mu, var = center_and_variance(x, reduced_dims(x), phi)
+        return mu.flatten(), var.flatten()
 
+    @override
     def divisor(self, spread: Tensor) -> Tensor:
         return torch.sqrt(spread + self.eps)
 
+    @override
     def unbiased(self, spread: Tensor, count: int) -> Tensor:
         return spread * (count / (count - 1))
 
+    @override
     def normalize_batch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return aug_norm(x, self.weight, self.bias, self.phi, self.eps)
+        # What torch.compile fuses is written plainly; what autograd would keep too much of is one function.
+        if self.synchronised or torch.compiler.is_compiling():
+            return super().normalize_batch(x)
+        start = self.running_mean if self.warm_start else None
+        weight, bias, start = (None if v is None else along_channels(v, x) for v in (self.weight, self.bias, start))
+        phi = self._exponent(x)
+        y, mu, var = aug_norm(x, reduced_dims(x), phi, self.eps, weight=weight, bias=bias, start=start)
+        return y, mu.flatten(), var.flatten()
 
+    def _exponent(self, x: Tensor) -> float | Tensor:
+        phi = self.phi
+        if not isinstance(phi, Tensor):
+            return phi
+        return along_channels(phi, x).to(torch.promote_types(x.dtype, torch.float32))
+
+    @override
     def operator(self) -> tuple[str, dict[str, float | int]]:
-        if self.phi == 2:
+        if self.learn_phi:
+            return "AugNormLearned", {"eps": self.eps}
+        if self._phi == 2:
             return "BatchNorm", {"eps": self.eps}
-        if self.phi == 1:
+        if self._phi == 1:
             return "MedianNorm", {"eps": self.eps}
-        if math.isinf(self.phi):
+        if math.isinf(self._phi):
             return "MidrangeNorm", {"eps": self.eps}
         rtol, max_steps = SOLVER[torch.float32]
-        return "AugNorm" if self.phi < 2 else "AugNormAbove2", {
-            "phi": self.phi,
+        return "AugNorm" if self._phi < 2 else "AugNormAbove2", {
+            "phi": self._phi,
             "eps": self.eps,
             "rtol": rtol,
             "max_steps": max_steps,
         }
 
     def _own_options(self) -> dict[str, Any]:
-        return {"phi": self.phi}
+        return {**self._exponent_options(), **({"warm_start": True} if self.warm_start else {})}
 
 
-class AugNorm1d(_AugNorm):
+class AugNorm1d(AugNorm):
     """AugNorm of (N, C) or (N, C, L).
 
     mu = argmin_y sum |x - y|^phi over N and L; y = gamma (x - mu) / sqrt(mean((x - mu)^2) + eps) + beta.
@@ -84,11 +124,15 @@ class AugNorm1d(_AugNorm):
         momentum: weight of the newest batch in the running statistics; None averages all batches evenly.
         affine: learn gamma (weight) and beta (bias), each (C,).
         track_running_stats: keep running_mean (mu) and running_var (unbiased), each (C,).
+        learn_phi: learn an exponent for each channel, which begins at phi; `phi` then is a tensor (C,).
+        phi_min: lower end of a learned phi, above 1; no step of an optimizer can pass it.
+        phi_max: upper end of a learned phi.
+        warm_start: begin the solver at running_mean in training; the result is the same to the solver's precision.
         device: of the parameters and buffers.
         dtype: of the parameters and buffers.
 
     Raises:
-        ConfigurationError: phi outside [1, inf].
+        ConfigurationError: phi outside [1, inf], or learned from outside (phi_min, phi_max).
         InputError: another number of dimensions or channels.
         StatisticsError: one value per channel where the batch's own statistics are asked for.
 
@@ -103,13 +147,13 @@ class AugNorm1d(_AugNorm):
     ndims = (2, 3)
 
 
-class AugNorm2d(_AugNorm):
+class AugNorm2d(AugNorm):
     """AugNorm of images (N, C, H, W), statistics over N, H and W; see `AugNorm1d`."""
 
     ndims = (4,)
 
 
-class AugNorm3d(_AugNorm):
+class AugNorm3d(AugNorm):
     """AugNorm of volumes (N, C, D, H, W), statistics over N, D, H and W; see `AugNorm1d`."""
 
     ndims = (5,)

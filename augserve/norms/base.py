@@ -7,20 +7,24 @@ spread are computed and what divisor a spread gives; this file decides which sta
   statistics move toward them;
 - inference: what the layer's `Statistics` say, for each group by itself.
 
+With a process group (`synchronize_statistics`), the batch of training is that of all its processes together.
+
 Source: torch.nn.BatchNorm for names, buffers, momentum and state-dict version.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from augserve.errors import InputError, StatisticsError
 from augserve.norms.grouping import Grouping
+from augserve.norms.processes import Processes, ProcessGroup
+from augserve.norms.reduction import Local, Reduction, along_channels, reduced_dims
 from augserve.norms.symbolic import norm_node
 from augserve.statistics import Statistics
 
@@ -66,6 +70,7 @@ class StatisticsNorm(nn.Module, ABC):
         self.track_running_stats = track_running_stats
         self.statistics = Statistics("tracked" if track_running_stats else "batch")
         self.grouping: Grouping | None = None
+        self.process_group: ProcessGroup | Literal[False] | None = False  # False: alone, None: all processes
         for name in ("weight", "bias"):
             value = torch.empty(num_features, device=device, dtype=dtype) if affine else None
             self.register_parameter(name, None if value is None else nn.Parameter(value))
@@ -94,7 +99,10 @@ class StatisticsNorm(nn.Module, ABC):
 
     @abstractmethod
     def group_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the center and the (biased) spread of x's own values, (C,) each, differentiable."""
+        """Return the center and the (biased) spread of x's own values, (C,) each, differentiable.
+
+        Written with `self.reduction(x)`, the values of all processes count where these are synchronised.
+        """
 
     @abstractmethod
     def divisor(self, spread: Tensor) -> Tensor:
@@ -120,31 +128,54 @@ class StatisticsNorm(nn.Module, ABC):
         self._check_input(x)
         if torch.onnx.is_in_onnx_export():
             return norm_node(self, x)
+        if x.shape[0] == 0 and not self.synchronised:
+            return self._without_rows(x)
         if self.training:
             return self._train(x)
         if self.grouping is None:
             return self._infer(x, self.statistics)
-        rows = self.grouping.rows(len(x))
+        rows = self.grouping.rows(x.shape[0])
         return self.grouping.join(
             [self._infer(x[r], s) for r, s in zip(rows, self.grouping.statistics, strict=True)]
         )
 
+    @property
+    def synchronised(self) -> bool:
+        """Whether the batch is that of all processes: in training, with a process group."""
+        return self.training and self.process_group is not False
+
+    def reduction(self, x: Tensor) -> Reduction:
+        """Return how the values of a channel are summed up: in this batch, or over all processes in training."""
+        dims = reduced_dims(x)
+        if self.synchronised:
+            return Processes.over(x, dims, self.process_group)
+        return Local(dims)
+
     def _train(self, x: Tensor) -> Tensor:
-        parts = [x] if self.grouping is None else [x[rows] for rows in self.grouping.rows(len(x))]
+        if self.grouping is not None and self.synchronised:
+            raise StatisticsError(
+                f"{type(self).__name__}: row groups and synchronised statistics exclude each other in training; "
+                "leave out `group`, or call synchronize_statistics(module, False)"
+            )
+        parts = [x] if self.grouping is None else [x[rows] for rows in self.grouping.rows(x.shape[0])]
         outputs, updates = [], []
         for part in parts:
-            self._require_spread_of(part)
+            count = self._values_per_channel(part)
             y, center, spread = self.normalize_batch(part)
             outputs.append(y)
-            updates.append((len(part), center, self.unbiased(spread, part.numel() // self.num_features)))
-        self._update_running(updates)
-        return outputs[0] if self.grouping is None else self.grouping.join(outputs)
+            updates.append((part.shape[0] / max(x.shape[0], 1), center, self.unbiased(spread, count)))
+        if self.grouping is None:
+            self._update_running(*updates[0][1:])
+            return outputs[0]
+        shares, centers, spreads = zip(*updates, strict=True)
+        self._update_running(_weighted(shares, centers), _weighted(shares, spreads))
+        return self.grouping.join(outputs)
 
     def _infer(self, x: Tensor, statistics: Statistics) -> Tensor:
-        weight = statistics.weight(len(x)) if len(x) else 1.0
+        weight = statistics.weight(x.shape[0])
         if weight == 1.0 and statistics.mode != "batch":
             return self._affine(x, self._buffer("running_mean"), self.divisor(self._buffer(self.spread)))
-        self._require_spread_of(x)
+        self._values_per_channel(x)
         if weight == 0.0:
             return self.normalize_batch(x)[0]
         center, spread = self.group_statistics(x)
@@ -153,18 +184,16 @@ class StatisticsNorm(nn.Module, ABC):
         return self._affine(x, center, self.divisor(spread))
 
     @torch.no_grad()
-    def _update_running(self, groups: list[tuple[int, Tensor, Tensor]]) -> None:
-        """Move the running statistics toward the row-weighted mean of the groups' (rows, center, spread)."""
+    def _update_running(self, center: Tensor, spread: Tensor) -> None:
+        """Move the running statistics toward those of a batch: of several groups, their row-weighted mean."""
         if not self.track_running_stats:
             return
         count = self._buffer("num_batches_tracked")
         count.add_(1)
-        factor = 1.0 / float(count) if self.momentum is None else self.momentum
-        total = sum(rows for rows, _, _ in groups)
-        for position, name in ((1, "running_mean"), (2, self.spread)):
+        for name, batch in (("running_mean", center), (self.spread, spread)):
             running = self._buffer(name)
-            batch = sum(group[0] / total * group[position] for group in groups)
-            running.lerp_(torch.as_tensor(batch, device=running.device).to(running.dtype), factor)
+            factor = count.to(running.dtype).reciprocal() if self.momentum is None else self.momentum
+            running.lerp_(batch.to(running.dtype), factor)
 
     def _affine(self, x: Tensor, center: Tensor, divisor: Tensor) -> Tensor:
         """Return gamma * (x - center) / divisor + beta, computed in float32 or better."""
@@ -195,13 +224,22 @@ class StatisticsNorm(nn.Module, ABC):
                 f"got shape {tuple(x.shape)}"
             )
 
-    def _require_spread_of(self, x: Tensor) -> None:
-        count = len(x) * math.prod(x.shape[2:])
-        if count <= 1:
+    def _without_rows(self, x: Tensor) -> Tensor:
+        """Return the answer to an empty batch; no statistics come of it."""
+        if self.grouping is not None:
+            self.grouping.rows(0)
+        zeros = torch.zeros(self.num_features, device=x.device)
+        return self._affine(x, zeros, zeros + 1)
+
+    def _values_per_channel(self, x: Tensor) -> int:
+        """Return how many values give a channel's statistics, or raise StatisticsError where it is one."""
+        count = self.reduction(x).count(x)
+        if isinstance(count, Tensor) or count <= 1:
             raise StatisticsError(
                 f"{type(self).__name__} expected more than 1 value per channel for statistics of its own; "
                 f"got input size {tuple(x.shape)}; use larger groups or tracked statistics"
             )
+        return count
 
     def extra_repr(self) -> str:
         """The constructor's arguments, as torch.nn.BatchNorm shows them."""
@@ -215,11 +253,5 @@ class StatisticsNorm(nn.Module, ABC):
         return {}
 
 
-def along_channels(values: Tensor, x: Tensor) -> Tensor:
-    """Return values (C,) shaped to broadcast along dimension 1 of x."""
-    return values.view(1, -1, *(1,) * (x.ndim - 2))
-
-
-def reduced_dims(x: Tensor) -> tuple[int, ...]:
-    """Return every dimension of x but that of the channels: (0, 2, 3) for images."""
-    return (0, *range(2, x.ndim))
+def _weighted(shares: Sequence[float], statistics: Sequence[Tensor]) -> Tensor:
+    return torch.stack([share * statistic for share, statistic in zip(shares, statistics, strict=True)]).sum(dim=0)

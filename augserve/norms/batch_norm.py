@@ -10,23 +10,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
-from augserve.norms.base import StatisticsNorm, reduced_dims
+from augserve.norms.base import StatisticsNorm
 
 
-class _BatchNorm(StatisticsNorm):
+class BatchNorm(StatisticsNorm):
+    """BatchNorm of any rank, (N, C, *spatial); see `BatchNorm1d`."""
+
+    ndims: tuple[int, ...] = (2, 3, 4, 5)
+
+    @override
     def group_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        var, mean = torch.var_mean(x.to(dtype), dim=reduced_dims(x), correction=0)
-        return mean, var
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        reduction = self.reduction(x)
+        mean = reduction.mean(x)
+        return mean.flatten(), reduction.mean((x - mean).square()).flatten()
 
+    @override
     def divisor(self, spread: Tensor) -> Tensor:
         return torch.sqrt(spread + self.eps)
 
+    @override
     def unbiased(self, spread: Tensor, count: int) -> Tensor:
         return spread * (count / (count - 1))
 
+    @override
     def normalize_batch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.synchronised:
+            return super().normalize_batch(x)
         # Momentum 1 leaves the batch's own statistics in the two buffers: one pass of torch's kernel for all.
         dtype = torch.promote_types(x.dtype, torch.float32) if self.weight is None else self.weight.dtype
         mean, var = torch.zeros((2, self.num_features), device=x.device, dtype=dtype)
@@ -34,11 +46,12 @@ class _BatchNorm(StatisticsNorm):
         count = x.numel() // self.num_features
         return y, mean, var * ((count - 1) / count)
 
+    @override
     def operator(self) -> tuple[str, dict[str, float | int]]:
         return "BatchNorm", {"eps": self.eps}
 
 
-class BatchNorm1d(_BatchNorm):
+class BatchNorm1d(BatchNorm):
     """Batch normalization of (N, C) or (N, C, L) with explicit statistics.
 
     y = gamma (x - mean) / sqrt(var + eps) + beta, with mean and biased var over N and L.
@@ -59,13 +72,13 @@ class BatchNorm1d(_BatchNorm):
     ndims = (2, 3)
 
 
-class BatchNorm2d(_BatchNorm):
+class BatchNorm2d(BatchNorm):
     """Batch normalization of images (N, C, H, W) with explicit statistics; see `BatchNorm1d`."""
 
     ndims = (4,)
 
 
-class BatchNorm3d(_BatchNorm):
+class BatchNorm3d(BatchNorm):
     """Batch normalization of volumes (N, C, D, H, W) with explicit statistics; see `BatchNorm1d`."""
 
     ndims = (5,)

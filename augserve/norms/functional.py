@@ -1,11 +1,11 @@
-"""AugNorm's forward and backward as one differentiable function.
+"""AugNorm's forward and backward as one differentiable function: the core of all its layers.
 
 With s = x - mu, v = sigma^2 + eps, r = v^(-1/2), h_i = gamma dL/dy_i, A = sum h, B = sum h s over the m values:
 
     dL/dsigma^2 = -1/2 B r^3
     dL/ds_i     = h_i r + (2/m) s_i dL/dsigma^2
     dL/dmu      = -sum dL/ds = -(A r - (mean - mu) B r^3)
-    dL/dx_i     = dL/ds_i + dL/dmu * dmu/dx_i
+    dL/dx_i     = dL/ds_i + dL/dmu * dmu/dx_i,    dL/dphi = dL/dmu * dmu/dphi
     dL/dgamma   = sum dL/dy s r,    dL/dbeta = sum dL/dy
 
 Source: AugNorm, with the signs of its printed formulas corrected (checked against central differences).
@@ -18,73 +18,117 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from augserve.norms.base import along_channels, reduced_dims
-from augserve.norms.median.gradient import influence
-from augserve.norms.median.solve import solve
+from augserve.norms.median.gradient import influence, sensitivity
+from augserve.norms.median.operator import Solution, median_of_rows
+from augserve.norms.reduction import Local, as_rows
 
 # Width of the solver's bracket, in standard deviations, and its passes at most. Newton's last estimate is far
 # closer than the bracket is wide; float64 is for checking gradients.
-SOLVER = {torch.float32: (1e-5, 32), torch.float64: (1e-10, 64)}
+SOLVER = {torch.float32: (1e-5, 32), torch.float64: (1e-12, 64)}
 
 
 def aug_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, phi: float, eps: float
+    x: Tensor,
+    dims: tuple[int, ...],
+    phi: float | Tensor,
+    eps: float,
+    *,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalize x with its own center and spread.
+    """Normalize x with its own center and spread: y = gamma (x - mu) / sqrt(sigma^2 + eps) + beta.
+
+    A statistic has the shape of x with size 1 in `dims`; weight, bias, phi and start broadcast to it.
 
     Args:
-        x: (N, C, *spatial), a floating dtype.
-        weight: gamma (C,) or None for 1.
-        bias: beta (C,) or None for 0.
-        phi: the exponent in [1, inf].
+        x: any shape, a floating dtype.
+        dims: the dimensions that are normalized together.
+        phi: the exponent in [1, inf]; a tensor must lie in (1, inf).
         eps: added to the variance.
+        weight: gamma, None for 1.
+        bias: beta, None for 0.
+        start: where the solver begins, None for the mean.
 
     Returns:
-        y (shape and dtype of x, differentiable), mu (C,) and the biased sigma^2 about mu (C,), both in float32
-        or better and without gradient.
+        y (shape and dtype of x, differentiable), mu and the biased sigma^2 about mu, both statistics in float32 or
+        better and without gradient.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    compute = x.to(dtype)
-    gamma = torch.ones(x.shape[1], device=x.device, dtype=dtype) if weight is None else weight.to(dtype)
-    beta = torch.zeros_like(gamma) if bias is None else bias.to(dtype)
-    y, mu, var = _AugNorm.apply(compute, gamma, beta, phi, eps)  # type: ignore[no-untyped-call]
+    one = torch.ones((), device=x.device, dtype=dtype)
+    gamma = one if weight is None else weight.to(dtype)
+    beta = one * 0 if bias is None else bias.to(dtype)
+    exponents = phi.to(dtype) if isinstance(phi, Tensor) else None
+    exponent = 0.0 if isinstance(phi, Tensor) else phi
+    y, mu, var, _ = _AugNorm.apply(x.to(dtype), gamma, beta, exponents, start, exponent, eps, dims)  # type: ignore[no-untyped-call]
     return y.to(x.dtype), mu, var
 
 
-def center_and_variance(x: Tensor, phi: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mu, the biased variance about mu, and the mean of x (N, C, *spatial), (C,) each, without gradient."""
-    rows = x.transpose(0, 1).reshape(x.shape[1], -1)
-    rtol, max_steps = SOLVER[x.dtype]
-    result, moments = solve(rows, phi, rtol, max_steps)
-    return result.value, moments.var + (moments.mean - result.value) ** 2, moments.mean
+def center_and_variance(x: Tensor, dims: tuple[int, ...], phi: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return mu and the biased variance about mu, statistics of x (float32 or float64), both differentiable."""
+    mu = _median(x, dims, phi).value
+    return mu, (x - mu).square().mean(dim=dims, keepdim=True)
+
+
+def _median(x: Tensor, dims: tuple[int, ...], phi: float | Tensor, start: Tensor | None = None) -> Solution:
+    """Return the median and its company as statistics of x; exponents of a tensor lie in (1, inf)."""
+    shape = [1 if d in dims else size for d, size in enumerate(x.shape)]
+
+    def each(values: Tensor) -> Tensor:
+        return values.to(x.dtype).expand(shape).reshape(-1, 1)
+
+    exponent = each(phi) if isinstance(phi, Tensor) else phi
+    begin = None if start is None else each(start)
+    solution = median_of_rows(as_rows(x, dims), exponent, *SOLVER[x.dtype], start=begin, interior=True)
+    return Solution(*(part.reshape(shape) for part in solution))
 
 
 class _AugNorm(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, phi: float, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        mu, var, mean = center_and_variance(x, phi)
-        r = torch.rsqrt(var + eps)
-        scale = gamma * r
-        y = torch.addcmul(along_channels(beta - mu * scale, x), x, along_channels(scale, x))
-        ctx.save_for_backward(x, gamma, mu, mean, r)
-        ctx.phi = phi
-        ctx.mark_non_differentiable(mu, var)
-        return y, mu, var
+        x: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        exponents: Tensor | None,
+        start: Tensor | None,
+        phi: float,
+        eps: float,
+        dims: tuple[int, ...],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        found = _median(x, dims, phi if exponents is None else exponents, start)
+        mu, mean = found.value, found.mean
+        var = found.var + (mean - mu) ** 2
+        scale = gamma * torch.rsqrt(var + eps)
+        return torch.addcmul(beta - mu * scale, x, scale), mu, var, mean
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, gamma, beta, exponents, _, ctx.phi, ctx.eps, ctx.dims = inputs
+        _, mu, var, mean = output
+        ctx.save_for_backward(x, gamma, exponents, mu, var, mean)
+        ctx.beta_shape = beta.shape
+        ctx.mark_non_differentiable(mu, var, mean)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, gamma, mu, mean, r = ctx.saved_tensors
-        dy = grads[0]
-        dims = reduced_dims(x)
-        s = x - along_channels(mu, x)
-        sum_dy = dy.sum(dim=dims)
-        sum_dy_s = (dy * s).sum(dim=dims)
+        x, gamma, exponents, mu, var, mean = ctx.saved_tensors
+        phi = ctx.phi if exponents is None else exponents
+        reduction = Local(ctx.dims)
+        if torch.is_grad_enabled():  # a second derivative is wanted: the statistics depend on x
+            mu = _median(x, ctx.dims, phi, start=mu).value
+            var, mean = reduction.mean((x - mu).square()), reduction.mean(x)
+        r = torch.rsqrt(var + ctx.eps)
+        dy, s = grads[0], x - mu
+        sum_dy, sum_dy_s = reduction.sum(dy), reduction.sum(dy * s)
         d_var = -0.5 * gamma * sum_dy_s * r**3
         d_mu = -gamma * (sum_dy * r - (mean - mu) * sum_dy_s * r**3)
-        d_x = influence(x, along_channels(mu, x), ctx.phi, dims).mul_(along_channels(d_mu, x))
-        d_x.addcmul_(dy, along_channels(gamma * r, x))
-        count = x.numel() // x.shape[1]
-        d_x.addcmul_(s, along_channels(d_var * (2 / count), x))
-        return d_x, sum_dy_s * r, sum_dy, None, None
+        d_x = influence(x, mu, phi, reduction, d_mu, interior=True)
+        d_x.addcmul_(dy, gamma * r).addcmul_(s, d_var * (2 / reduction.count(x)))
+        d_phi = None
+        if exponents is not None:
+            each = exponents.expand_as(mu)
+            d_phi = (d_mu * sensitivity(x, mu, each, reduction)).sum_to_size(exponents.shape)
+        d_gamma = (sum_dy_s * r).sum_to_size(gamma.shape)
+        return d_x, d_gamma, sum_dy.sum_to_size(ctx.beta_shape), d_phi, None, None, None, None

@@ -56,4 +56,5 @@ def make_grouping(group: Tensor, statistics: Statistics | Sequence[Statistics]) 
     each = (statistics,) * len(ids) if isinstance(statistics, Statistics) else tuple(statistics)
     if len(each) != len(ids):
         raise StatisticsError(f"expected statistics for each of the {len(ids)} groups; got {len(each)}")
-    return Grouping(indices, torch.argsort(torch.cat(indices)), each)
+    order = torch.cat(indices) if indices else group.new_empty(0, dtype=torch.int64)
+    return Grouping(indices, torch.argsort(order), each)

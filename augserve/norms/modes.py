@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from augserve.errors import StatisticsError
 from augserve.norms.base import StatisticsNorm
 from augserve.norms.grouping import make_grouping
+from augserve.norms.processes import ProcessGroup
 from augserve.statistics import Statistics
 
 
@@ -70,6 +72,36 @@ def use_statistics(
     finally:
         for layer, old_statistics, old_grouping in before:
             layer.statistics, layer.grouping = old_statistics, old_grouping
+
+
+def synchronize_statistics(
+    module: nn.Module, process_group: ProcessGroup | Literal[False] = None
+) -> tuple[str, ...]:
+    """Make every norm layer take the statistics of training over all processes, as nn.SyncBatchNorm does.
+
+    Args:
+        module: the network, the same in every process.
+        process_group: of torch.distributed; None: all processes. False: each process by itself again.
+
+    Returns:
+        The names of the layers.
+
+    Raises:
+        StatisticsError: torch.distributed is not initialised.
+
+    Example:
+        >>> from augserve.norms import AugNorm2d
+        >>> synchronize_statistics(nn.Sequential(AugNorm2d(3)), False)
+        ('0',)
+    """
+    if process_group is not False and not (distributed.is_available() and distributed.is_initialized()):
+        raise StatisticsError(
+            "synchronised statistics need torch.distributed: call torch.distributed.init_process_group first"
+        )
+    layers = norm_layers(module)
+    for layer in layers.values():
+        layer.process_group = process_group
+    return tuple(layers)
 
 
 def _check(layers: dict[str, StatisticsNorm], statistics: Sequence[Statistics]) -> None:

@@ -13,14 +13,19 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from augserve.errors import ConfigurationError, unknown_choice
-from augserve.norms.base import StatisticsNorm, reduced_dims
+from augserve.norms.base import StatisticsNorm
 
 Track = Literal["denominator", "range"]
 
 
-class _RobustNorm(StatisticsNorm):
+class RobustNorm(StatisticsNorm):
+    """RobustNorm of any rank, (N, C, *spatial); see `RobustNorm1d`."""
+
+    ndims: tuple[int, ...] = (2, 3, 4, 5)
+
     def __init__(
         self,
         num_features: int,
@@ -43,12 +48,14 @@ class _RobustNorm(StatisticsNorm):
         self.spread = f"running_{track}"
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
 
+    @override
     def group_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        dims = reduced_dims(x)
-        extent = x.amax(dim=dims) - x.amin(dim=dims)  # both split their gradient evenly among ties
-        return x.mean(dim=dims), extent if self.track == "range" else self._power(extent)
+        reduction = self.reduction(x)
+        extent = (reduction.amax(x) - reduction.amin(x)).flatten()
+        return reduction.mean(x).flatten(), extent if self.track == "range" else self._power(extent)
 
+    @override
     def divisor(self, spread: Tensor) -> Tensor:
         return (self._power(spread) if self.track == "range" else spread) + self.eps
 
@@ -57,6 +64,7 @@ class _RobustNorm(StatisticsNorm):
         constant = extent == 0
         return torch.where(constant, 0.0, torch.where(constant, 1.0, extent).pow(self.p))
 
+    @override
     def operator(self) -> tuple[str, dict[str, float | int]]:
         name = "RobustNorm" if self.track == "denominator" else "RobustRangeNorm"
         return name, {"p": self.p, "eps": self.eps}
@@ -65,7 +73,7 @@ class _RobustNorm(StatisticsNorm):
         return {"p": self.p, "track": self.track}
 
 
-class RobustNorm1d(_RobustNorm):
+class RobustNorm1d(RobustNorm):
     """RobustNorm of (N, C) or (N, C, L).
 
     y = gamma (x - mean) / ((max - min)^p + eps) + beta, each over N and L.
@@ -97,13 +105,13 @@ class RobustNorm1d(_RobustNorm):
     ndims = (2, 3)
 
 
-class RobustNorm2d(_RobustNorm):
+class RobustNorm2d(RobustNorm):
     """RobustNorm of images (N, C, H, W), statistics over N, H and W; see `RobustNorm1d`."""
 
     ndims = (4,)
 
 
-class RobustNorm3d(_RobustNorm):
+class RobustNorm3d(RobustNorm):
     """RobustNorm of volumes (N, C, D, H, W), statistics over N, D, H and W; see `RobustNorm1d`."""
 
     ndims = (5,)

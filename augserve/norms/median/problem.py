@@ -37,18 +37,22 @@ def residual(rows: Tensor, y: Tensor, phi: float) -> Tensor:
     return (torch.sign(d) * d.abs().pow(phi - 1)).sum(dim=1)
 
 
-def closed_form(rows: Tensor, phi: float) -> Tensor | None:
-    """Return the exact GGM by row, (R,), where phi or the number of values m has one, else None.
+def reference(rows: Tensor, phi: float, halvings: int = 100) -> Tensor:
+    """Return the GGM by row, (R,): in closed form for phi = 1, 2 and inf, else by bisection of the residual's sign.
 
-    Up to two values every phi has the same answer, their midpoint (for phi = 1 by convention).
+    rows (R, m), finite, of moderate size; use float64 where the answer is to judge another one.
     """
-    m = rows.shape[1]
-    if math.isinf(phi) or m <= 2:
-        low, high = rows.amin(dim=1), rows.amax(dim=1)
-        return low / 2 + high / 2  # the sum of the two could overflow
+    low, high = rows.amin(dim=1), rows.amax(dim=1)
+    if phi == 1:
+        ordered, m = rows.sort(dim=1).values, rows.shape[1]
+        return ordered[:, (m - 1) // 2] / 2 + ordered[:, m // 2] / 2
     if phi == 2:
         return rows.mean(dim=1)
-    if phi == 1:
-        ordered = rows.sort(dim=1).values
-        return ordered[:, (m - 1) // 2] / 2 + ordered[:, m // 2] / 2
-    return None
+    if math.isinf(phi):
+        return low / 2 + high / 2
+    reach = (high - low).where(high > low, torch.ones_like(low))  # residuals of reduced values cannot overflow
+    for _ in range(halvings):
+        middle = low / 2 + high / 2
+        g = residual(rows / reach[:, None], middle / reach, phi)
+        low, high = torch.where(g < 0, middle, low), torch.where(g < 0, high, middle)
+    return low / 2 + high / 2

@@ -1,0 +1,162 @@
+"""The median as one operator of torch: the solver forward, the implicit function theorem backward.
+
+The solver's loop depends on the data, so torch.compile, torch.export and vmap see it as the opaque operator
+`augserve::generalized_median`, with a fake kernel for shapes; the gradient around it is ordinary torch code, which
+can be differentiated again.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from augserve.norms.median.gradient import influence, sensitivity
+from augserve.norms.median.solve import solve
+from augserve.norms.median.values import ROWS, Values
+from augserve.norms.reduction import Reduction, Segments
+
+
+class Solution(NamedTuple):
+    """A `MedianResult` with the moments found on the way, each of the shape of a statistic."""
+
+    value: Tensor
+    lower: Tensor
+    upper: Tensor
+    num_steps: Tensor
+    status: Tensor
+    mean: Tensor
+    var: Tensor
+
+
+@torch.library.custom_op("augserve::generalized_median", mutates_args=())
+def _solve(
+    x: Tensor,
+    exponents: Tensor | None,
+    start: Tensor | None,
+    index: Tensor | None,
+    size: int,
+    phi: float,
+    interior: bool,
+    rtol: float,
+    max_steps: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    values = Values(x, _reduction(index, size))
+    exponent = phi if exponents is None else exponents
+    result, moments = solve(values, exponent, rtol, max_steps, start=start, interior=interior)
+    return (*result, *moments)
+
+
+@_solve.register_fake
+def _(x: Tensor, exponents: Tensor | None, start: Tensor | None, index: Tensor | None, size: int, *_: Any) -> Any:
+    shape = (x.shape[0], 1) if index is None else (size, *x.shape[1:])
+    real = [x.new_empty(shape) for _ in range(5)]
+    whole = [x.new_empty(shape, dtype=torch.int64) for _ in range(2)]
+    return (*real[:3], *whole, *real[3:])
+
+
+class _Median(torch.autograd.Function):
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        solution: tuple[Tensor, ...] = _solve(*inputs)
+        return solution
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, exponents, _, index, ctx.size, ctx.phi, ctx.interior, *_ = inputs
+        ctx.save_for_backward(x, exponents, index, output[0])
+        ctx.mark_non_differentiable(*output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, exponents, index, mu = ctx.saved_tensors
+        reduction = _reduction(index, ctx.size)
+        phi = ctx.phi if exponents is None else exponents
+        d_x = influence(x, mu, phi, reduction, grads[0], ctx.interior)
+        d_phi = None
+        if exponents is not None and ctx.needs_input_grad[1]:
+            d_phi = grads[0] * sensitivity(x, mu, exponents, reduction)
+        return d_x, d_phi, *(None,) * 7
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
+        x, exponents, start, index, size, *options = inputs
+        if index is not None:
+            raise NotImplementedError(
+                "vmap over the medians of graphs is not supported: put the graphs in one batch"
+            )
+        count = info.batch_size
+
+        def folded(part: Tensor | None, dim: int | None) -> Tensor | None:
+            if part is None:
+                return None
+            full = part.expand(count, *part.shape) if dim is None else part.movedim(dim, 0)
+            return full.reshape(-1, full.shape[-1])
+
+        parts = [folded(part, dim) for part, dim in zip((x, exponents, start), in_dims, strict=False)]
+        outputs = _Median.apply(*parts, None, size, *options)  # type: ignore[no-untyped-call]
+        return tuple(part.reshape(count, -1, 1) for part in outputs), (0,) * len(outputs)
+
+
+def median_of_rows(
+    rows: Tensor,
+    phi: float | Tensor,
+    rtol: float,
+    max_steps: int,
+    *,
+    start: Tensor | None = None,
+    interior: bool = False,
+) -> Solution:
+    """Return the median of each row.
+
+    Args:
+        rows: (R, m), m >= 1, float32 or float64.
+        phi: the exponent, checked; or (R, 1), the dtype of rows.
+        rtol: as `solve`.
+        max_steps: as `solve`.
+        start: (R, 1), where to begin.
+        interior: every exponent of a tensor is known to lie in (1, inf).
+
+    Returns:
+        (R, 1) each; `value` is differentiable in rows and phi, twice where the second derivative exists.
+    """
+    return _apply(rows, phi, start, None, 0, interior, rtol, max_steps)
+
+
+def median_of_segments(
+    x: Tensor, index: Tensor, size: int, phi: float | Tensor, rtol: float, max_steps: int, *, interior: bool = False
+) -> Solution:
+    """Return the median of each graph and channel, (size, C); as `median_of_rows`, 0 for an empty graph.
+
+    Args:
+        x: (n, C), float32 or float64.
+        index: int64 (n,), the graph of each node.
+        size: the number of graphs.
+        phi: the exponent, checked; or (size, C), the dtype of x.
+        rtol: as `solve`.
+        max_steps: as `solve`.
+        interior: every exponent of a tensor is known to lie in (1, inf).
+    """
+    return _apply(x, phi, None, index, size, interior, rtol, max_steps)
+
+
+def _apply(
+    x: Tensor,
+    phi: float | Tensor,
+    start: Tensor | None,
+    index: Tensor | None,
+    size: int,
+    interior: bool,
+    rtol: float,
+    max_steps: int,
+) -> Solution:
+    exponents = phi if isinstance(phi, Tensor) else None
+    exponent = math.nan if isinstance(phi, Tensor) else phi
+    parts = _Median.apply(x, exponents, start, index, size, exponent, interior, rtol, max_steps)  # type: ignore[no-untyped-call]
+    return Solution(*parts)
+
+
+def _reduction(index: Tensor | None, size: int) -> Reduction:
+    return ROWS if index is None else Segments(index, size)
