@@ -16,6 +16,7 @@ import typer
 
 import augserve
 from augserve import console
+from augserve.cli_bench import bench
 from augserve.errors import AugserveError, ConfigurationError, InputError, ModelFileError, unknown_choice
 
 if TYPE_CHECKING:
@@ -84,12 +85,19 @@ def train(
     data: Annotated[str, typer.Option(help="Data set: digits, cifar10, fashion-mnist.")] = "digits",
     model: Annotated[str, typer.Option(help="Network: resnet20.")] = "resnet20",
     norm: Annotated[
-        str, typer.Option(help="Norm: aug, batch, batch-untracked, median, robust, robust-tracked, none.")
+        str,
+        typer.Option(
+            help="Norm: aug, aug-learned, batch, batch-untracked, group, instance, layer, median, none, oni, "
+            "robust, robust-tracked, spectral."
+        ),
     ] = "aug",
     phi: Annotated[
         float | None, typer.Option(help="AugNorm's exponent: 1 median .. 2 mean .. inf midrange. [default: 1.5]")
     ] = None,
     p: Annotated[float | None, typer.Option(help="RobustNorm's power of the range. [default: 0.2]")] = None,
+    conv_norm: Annotated[
+        bool, typer.Option("--conv-norm", help="Normalize every convolution by its spectrum as well.")
+    ] = False,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 128,
     learning_rate: Annotated[
@@ -129,6 +137,7 @@ def train(
         norm=norm,
         phi=phi,
         p=p,
+        conv_norm=conv_norm,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -352,6 +361,8 @@ def _predict_here(
             raise InputError(f"{image}: {error}") from None
     return dict(predictor.predict(np.stack(rows), settings))
 
+
+app.add_typer(bench)
 
 if __name__ == "__main__":
     main()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
+    from augserve.bench.median import MedianRow, MedianSummary
     from augserve.data import ImageSet
     from augserve.manifest import Manifest, ParityCheck
     from augserve.training import EpochMetrics, TrainConfig
@@ -57,6 +58,7 @@ class TrainingDisplay:
         """Show what is trained on what."""
         self._epochs = config.epochs
         options = "".join(f" {name}={value:g}" for name, value in config.norm_options.items())
+        options += ", convolutions with ConvNorm" if config.conv_norm else ""
         out.print(
             f"{config.model} with norm {config.norm}{options} ({parameters:,} parameters) on {data.name}: "
             f"{len(data.train_labels):,} training, {len(data.val_labels):,} validation and "
@@ -139,3 +141,31 @@ def show_predictions(names: Sequence[str], answer: Mapping[str, Any]) -> None:
         out.print(f"dropped: {names[row]}")
     for warning in answer["warnings"]:
         err.print(f"warning: {warning}", style="yellow")
+
+
+def shown_median_rows(dtype: str, rows: Iterable[MedianRow]) -> Iterator[MedianRow]:
+    """Hand on the rows of `augserve bench median`, each printed as it comes."""
+    out.print(f"generalized median in {dtype}; errors in standard deviations of the data")
+    out.print(f"{'case':<9}  {'phi':>4}  {'m':>6}  {'error':>7}  {'bar':>7}  passes", style="bold")
+    for row in rows:
+        _print_median_row(row)
+        yield row
+
+
+def _print_median_row(row: MedianRow) -> None:
+    bar = f"{row.bar:.1e}" if row.bar < float("inf") else "-"
+    line = f"{row.case:<9}  {row.phi:>4g}  {row.m:>6}  {row.error:>7.1e}  {bar:>7}  {row.passes:>6}"
+    outside, uncertified = "" if row.inside else ", outside the data", "" if row.certified else ", no certificate"
+    out.print(line if row.ok else f"{line}  missed{outside}{uncertified}", style=None if row.ok else "red")
+
+
+def show_median_summary(count: int, summary: MedianSummary) -> None:
+    """Print what the rows come to, and those that miss the bar once more."""
+    worst = summary.worst
+    where = f"{worst.case}, phi {worst.phi:g}, m {worst.m}"
+    out.print(
+        f"{worst.dtype}: {count} rows, worst error {worst.error:.1e} ({where}), most passes {summary.most_passes}, "
+        f"rows that miss the bar: {len(summary.missed)}"
+    )
+    for row in summary.missed:
+        _print_median_row(row)

@@ -66,16 +66,20 @@ class Statistics:
         if self.prior is not None and not (self.prior >= 0 and math.isfinite(self.prior)):
             raise ConfigurationError(f"prior must be a finite number of rows >= 0; got {self.prior}")
 
-    def weight(self, rows: int) -> float:
-        """Return lambda, the weight of the running statistics, for a group of `rows` rows (rows >= 1)."""
+    @property
+    def fixed_weight(self) -> float | None:
+        """Lambda where it does not depend on the number of rows, else None."""
         if self.mode == "tracked":
             return 1.0
-        if self.mode == "batch":
+        if self.mode == "batch" or self.prior == 0:
             return 0.0
-        if self.tracked_weight is not None:
-            return float(self.tracked_weight)
-        if self.prior is None:  # __post_init__ makes sure of it
-            raise ConfigurationError("mode 'blend' takes tracked_weight or prior")
+        return None if self.tracked_weight is None else float(self.tracked_weight)
+
+    def weight(self, rows: int) -> float:
+        """Return lambda, the weight of the running statistics, for a group of `rows` rows (rows >= 1)."""
+        fixed = self.fixed_weight
+        if fixed is not None or self.prior is None:
+            return fixed or 0.0
         return float(self.prior) / (float(self.prior) + rows)
 
 

@@ -16,12 +16,13 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase as TorchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from augserve.errors import ExportError
 from augserve.export.operators import OPSET
 from augserve.manifest import FileMode
 from augserve.norms import norm_layers
-from augserve.norms.symbolic import graph_inputs
+from augserve.norms.symbolic import LEARNED, graph_inputs
 
 
 class _Tracked(nn.Module):
@@ -105,9 +106,16 @@ def refuse_what_cannot_be_exported(model: nn.Module, mode: FileMode) -> None:
                 f"layer {name!r} ({type(layer).__name__}) keeps no running statistics, which a file of mode {mode} "
                 "needs: build it with track_running_stats=True, or export with mode 'batch'"
             )
+        if mode != "tracked" and layer.operator()[0] == LEARNED:
+            raise ExportError(
+                f"layer {name!r} ({type(layer).__name__}) learns an exponent for each channel, which only a file "
+                "of mode tracked can hold: export with mode 'tracked'"
+            )
     for name, module in model.named_modules():
         if not isinstance(module, TorchNorm):
             continue
+        if isinstance(module, _InstanceNorm) and not module.track_running_stats:
+            continue  # normalizes each row by itself, whatever the mode
         kind = f"layer {name!r} (torch.nn.{type(module).__name__})"
         if mode != "tracked":
             raise ExportError(

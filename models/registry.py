@@ -9,7 +9,7 @@ from torch import nn
 
 from augserve.errors import unknown_choice
 from augserve.models.resnet_cifar import NormFactory, ResNetCifar
-from augserve.norms import norm_factory
+from augserve.norms import convert_norm, norm_factory, normalize_model
 
 _MODELS: dict[str, Callable[[int, int, NormFactory], nn.Module]] = {
     "resnet20": lambda classes, channels, norm: ResNetCifar(20, classes, channels, norm),
@@ -27,6 +27,7 @@ def build_model(
     in_channels: int = 3,
     norm: str = "batch",
     norm_options: dict[str, Any] | None = None,
+    conv_norm: bool = False,
 ) -> nn.Module:
     """Build a network.
 
@@ -36,6 +37,7 @@ def build_model(
         in_channels: channels of the input, C.
         norm: one of `augserve.norms.list_norms`; it also decides the statistics that inference uses by default.
         norm_options: options of the norm, such as {"phi": 1.25}.
+        conv_norm: make every convolution a ConvNorm2d as well.
 
     Returns:
         A module from images (N, C, H, W) to logits (N, K).
@@ -50,4 +52,8 @@ def build_model(
     """
     if name not in _MODELS:
         raise unknown_choice("model", name, _MODELS)
-    return _MODELS[name](num_classes, in_channels, norm_factory(norm, norm_options))
+    model = _MODELS[name](num_classes, in_channels, norm_factory(norm, norm_options))
+    if conv_norm:
+        convert_norm(model, "conv")
+    normalize_model(model, norm, norm_options)
+    return model

@@ -18,9 +18,12 @@ from typing_extensions import override
 
 from augserve.norms.base import StatisticsNorm
 from augserve.norms.exponent import HasExponent
-from augserve.norms.functional import SOLVER, aug_norm, center_and_variance
+from augserve.norms.functional import CALIBRATION, SOLVER, aug_norm, center_and_variance
+from augserve.norms.median.solve import solve
+from augserve.norms.median.values import Values
 from augserve.norms.processes import Processes
-from augserve.norms.reduction import along_channels, reduced_dims
+from augserve.norms.reduction import Reduction, along_channels, reduced_dims
+from augserve.norms.symbolic import LEARNED
 
 
 class AugNorm(HasExponent, StatisticsNorm):
@@ -55,15 +58,23 @@ class AugNorm(HasExponent, StatisticsNorm):
             self._reset_exponent()
 
     @override
-    def group_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def group_statistics(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor]:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        phi, reduction = self._exponent(x), self.reduction(x)
-        if isinstance(reduction, Processes):
-            mu = reduction.median(x, phi, *SOLVER[x.dtype])
-            var = reduction.mean((x - mu).square())
+        phi = self._exponent(x)
+        if isinstance(over, Processes):
+            mu = over.median(x, phi, *SOLVER[x.dtype])
+            var = over.mean((x - mu).square())
         else:
             mu, var = center_and_variance(x, reduced_dims(x), phi)
         return mu.flatten(), var.flatten()
+
+    @override
+    def statistics_over(self, values: Values) -> tuple[Tensor, Tensor]:
+        phi = self.phi
+        if isinstance(phi, Tensor):
+            phi = phi.detach()[:, None].to(values.dtype)
+        result, found = solve(values, phi, *CALIBRATION, interior=True)
+        return result.value, found.var + (found.mean - result.value) ** 2
 
     @override
     def divisor(self, spread: Tensor) -> Tensor:
@@ -74,10 +85,10 @@ class AugNorm(HasExponent, StatisticsNorm):
         return spread * (count / (count - 1))
 
     @override
-    def normalize_batch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def normalize_batch(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor, Tensor]:
         # What torch.compile fuses is written plainly; what autograd would keep too much of is one function.
         if self.synchronised or torch.compiler.is_compiling():
-            return super().normalize_batch(x)
+            return super().normalize_batch(x, over)
         start = self.running_mean if self.warm_start else None
         weight, bias, start = (None if v is None else along_channels(v, x) for v in (self.weight, self.bias, start))
         phi = self._exponent(x)
@@ -93,7 +104,7 @@ class AugNorm(HasExponent, StatisticsNorm):
     @override
     def operator(self) -> tuple[str, dict[str, float | int]]:
         if self.learn_phi:
-            return "AugNormLearned", {"eps": self.eps}
+            return LEARNED, {"eps": self.eps}
         if self._phi == 2:
             return "BatchNorm", {"eps": self.eps}
         if self._phi == 1:

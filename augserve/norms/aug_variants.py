@@ -228,7 +228,7 @@ class AugGroupNorm(_OwnRows):
             raise InputError(
                 f"AugGroupNorm expected (N, {self.num_channels}, *spatial); got shape {tuple(x.shape)}"
             )
-        grouped = x.reshape(x.shape[0], self.num_groups, -1, *x.shape[2:])
+        grouped = x.reshape(x.shape[0], self.num_groups, self.num_channels // self.num_groups, *x.shape[2:])
         phi = self.phi
         phi = phi.view(1, -1, *(1,) * (x.ndim - 1)) if isinstance(phi, Tensor) else phi
         y = _normalize(self, grouped, tuple(range(2, grouped.ndim)), phi).flatten(1, 2)

@@ -19,10 +19,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from augserve.errors import InputError, StatisticsError
 from augserve.norms.grouping import Grouping
+from augserve.norms.median.values import Values
 from augserve.norms.processes import Processes, ProcessGroup
 from augserve.norms.reduction import Local, Reduction, along_channels, reduced_dims
 from augserve.norms.symbolic import norm_node
@@ -98,11 +99,16 @@ class StatisticsNorm(nn.Module, ABC):
     # What a subclass defines.
 
     @abstractmethod
-    def group_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def group_statistics(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor]:
         """Return the center and the (biased) spread of x's own values, (C,) each, differentiable.
 
-        Written with `self.reduction(x)`, the values of all processes count where these are synchronised.
+        Written with `over`, how the values of a channel are summed up, those of all processes count where these
+        are synchronised.
         """
+
+    @abstractmethod
+    def statistics_over(self, values: Values) -> tuple[Tensor, Tensor]:
+        """Return the center and the (biased) spread of a data set's values, (C, 1) each; see `calibrate`."""
 
     @abstractmethod
     def divisor(self, spread: Tensor) -> Tensor:
@@ -112,9 +118,9 @@ class StatisticsNorm(nn.Module, ABC):
         """Return the spread as the running statistics take it; `count` values gave it."""
         return spread
 
-    def normalize_batch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def normalize_batch(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor, Tensor]:
         """Return y, center and spread with x's own statistics; the last two carry no gradient."""
-        center, spread = self.group_statistics(x)
+        center, spread = self.group_statistics(x, over)
         return self._affine(x, center, self.divisor(spread)), center.detach(), spread.detach()
 
     @abstractmethod
@@ -141,8 +147,10 @@ class StatisticsNorm(nn.Module, ABC):
 
     @property
     def synchronised(self) -> bool:
-        """Whether the batch is that of all processes: in training, with a process group."""
-        return self.training and self.process_group is not False
+        """Whether the batch is that of all processes: in training, with a process group, where there are any."""
+        if not self.training or self.process_group is False:
+            return False
+        return distributed.is_available() and distributed.is_initialized()
 
     def reduction(self, x: Tensor) -> Reduction:
         """Return how the values of a channel are summed up: in this batch, or over all processes in training."""
@@ -160,8 +168,11 @@ class StatisticsNorm(nn.Module, ABC):
         parts = [x] if self.grouping is None else [x[rows] for rows in self.grouping.rows(x.shape[0])]
         outputs, updates = [], []
         for part in parts:
-            count = self._values_per_channel(part)
-            y, center, spread = self.normalize_batch(part)
+            over = self.reduction(part)
+            if isinstance(over, Processes) and over.total == 0:  # no process has a row
+                return self._without_rows(x)
+            count = self._values_per_channel(part, over)
+            y, center, spread = self.normalize_batch(part, over)
             outputs.append(y)
             updates.append((part.shape[0] / max(x.shape[0], 1), center, self.unbiased(spread, count)))
         if self.grouping is None:
@@ -172,13 +183,15 @@ class StatisticsNorm(nn.Module, ABC):
         return self.grouping.join(outputs)
 
     def _infer(self, x: Tensor, statistics: Statistics) -> Tensor:
-        weight = statistics.weight(x.shape[0])
-        if weight == 1.0 and statistics.mode != "batch":
+        fixed = statistics.fixed_weight
+        if fixed == 1.0:
             return self._affine(x, self._buffer("running_mean"), self.divisor(self._buffer(self.spread)))
-        self._values_per_channel(x)
-        if weight == 0.0:
-            return self.normalize_batch(x)[0]
-        center, spread = self.group_statistics(x)
+        over = self.reduction(x)
+        self._values_per_channel(x, over)
+        if fixed == 0.0:
+            return self.normalize_batch(x, over)[0]
+        weight = statistics.weight(x.shape[0])
+        center, spread = self.group_statistics(x, over)
         center = weight * self._buffer("running_mean") + (1 - weight) * center
         spread = weight * self._buffer(self.spread) + (1 - weight) * spread
         return self._affine(x, center, self.divisor(spread))
@@ -231,9 +244,9 @@ class StatisticsNorm(nn.Module, ABC):
         zeros = torch.zeros(self.num_features, device=x.device)
         return self._affine(x, zeros, zeros + 1)
 
-    def _values_per_channel(self, x: Tensor) -> int:
+    def _values_per_channel(self, x: Tensor, over: Reduction) -> int:
         """Return how many values give a channel's statistics, or raise StatisticsError where it is one."""
-        count = self.reduction(x).count(x)
+        count = over.count(x)
         if isinstance(count, Tensor) or count <= 1:
             raise StatisticsError(
                 f"{type(self).__name__} expected more than 1 value per channel for statistics of its own; "

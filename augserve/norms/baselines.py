@@ -8,7 +8,7 @@ spectral   W = V / sigma_max(V), torch's own                       Miyato et al.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -167,7 +167,9 @@ def ocnn_penalty_of(module: nn.Module, *, form: Form = "auto", squared: bool = T
     return torch.stack(penalties).sum()
 
 
-def normalize_weights(module: nn.Module, kind: Literal["spectral", "oni"], **options: Any) -> tuple[str, ...]:
+def normalize_weights(
+    module: nn.Module, kind: Literal["spectral", "oni"], *, exclude: Collection[str] = (), **options: Any
+) -> tuple[str, ...]:
     """Parametrize the weight of every nn.Conv1d, Conv2d, Conv3d and Linear by its normalized value, in place.
 
     spectral: W = V / sigma_max(V), by power iteration in training;  oni: W = oni(V), anew at every use.
@@ -175,6 +177,7 @@ def normalize_weights(module: nn.Module, kind: Literal["spectral", "oni"], **opt
     Args:
         module: any network, or such a layer; an optimizer that holds its parameters goes on.
         kind: "spectral" or "oni".
+        exclude: names of layers to leave as they are.
         **options: spectral: n_power_iterations (1), eps (1e-12). oni: num_steps (5), form ("auto"), eps (1e-5).
 
     Returns:
@@ -197,6 +200,7 @@ def normalize_weights(module: nn.Module, kind: Literal["spectral", "oni"], **opt
             raise unknown_choice(f"option of {kind!r}", option, _OPTIONS[kind])
     _check_options(options)
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, _LAYERS)}
+    layers = {name: layer for name, layer in layers.items() if name not in exclude}
     if not layers:
         raise ConfigurationError("found no nn.Conv1d, Conv2d, Conv3d or Linear to normalize")
     for name, layer in layers.items():

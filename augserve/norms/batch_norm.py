@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from augserve.norms.base import StatisticsNorm
+from augserve.norms.median.values import Values, moments
+from augserve.norms.reduction import Reduction
 
 
 class BatchNorm(StatisticsNorm):
@@ -21,11 +23,14 @@ class BatchNorm(StatisticsNorm):
     ndims: tuple[int, ...] = (2, 3, 4, 5)
 
     @override
-    def group_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def group_statistics(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor]:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        reduction = self.reduction(x)
-        mean = reduction.mean(x)
-        return mean.flatten(), reduction.mean((x - mean).square()).flatten()
+        mean = over.mean(x)
+        return mean.flatten(), over.mean((x - mean).square()).flatten()
+
+    @override
+    def statistics_over(self, values: Values) -> tuple[Tensor, Tensor]:
+        return moments(values)
 
     @override
     def divisor(self, spread: Tensor) -> Tensor:
@@ -36,11 +41,11 @@ class BatchNorm(StatisticsNorm):
         return spread * (count / (count - 1))
 
     @override
-    def normalize_batch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self.synchronised:
-            return super().normalize_batch(x)
+    def normalize_batch(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        if self.synchronised or (self.weight is not None and self.weight.dtype != dtype):
+            return super().normalize_batch(x, over)
         # Momentum 1 leaves the batch's own statistics in the two buffers: one pass of torch's kernel for all.
-        dtype = torch.promote_types(x.dtype, torch.float32) if self.weight is None else self.weight.dtype
         mean, var = torch.zeros((2, self.num_features), device=x.device, dtype=dtype)
         y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
         count = x.numel() // self.num_features

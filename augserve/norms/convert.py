@@ -1,27 +1,40 @@
-"""Turning the BatchNorm layers of any network into ours, in place."""
+"""Turning the layers of any network into ours, in place: BatchNorm layers, and convolutions into ConvNorm."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 
 from augserve.errors import ConfigurationError, unknown_choice
-from augserve.norms.aug_norm import AugNorm1d, AugNorm2d, AugNorm3d
 from augserve.norms.base import StatisticsNorm
-from augserve.norms.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from augserve.norms.robust_norm import RobustNorm1d, RobustNorm2d, RobustNorm3d
+from augserve.norms.conv_norm import ConvNorm2d
+from augserve.norms.registry import FAMILIES, Family, check_options, family_of
 from augserve.statistics import Statistics
 
-_TARGETS: dict[str, tuple[type[StatisticsNorm], type[StatisticsNorm], type[StatisticsNorm]]] = {
-    "aug": (AugNorm1d, AugNorm2d, AugNorm3d),
-    "batch": (BatchNorm1d, BatchNorm2d, BatchNorm3d),
-    "robust": (RobustNorm1d, RobustNorm2d, RobustNorm3d),
-}
-_SOURCES: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+Subclasses = Literal["error", "skip", "convert"]
+
+CONV = "conv"
+_CONV_OPTIONS = ("eps", "affine", "affine_position", "bias_position")
+# The layers of torch by rank, as the layers of a `Family`; SyncBatchNorm takes any.
+_RANKS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 
 
 @dataclass(frozen=True)
@@ -29,86 +42,200 @@ class ConversionReport:
     """What `convert_norm` did.
 
     Args:
+        norm: the norm it converted to.
         converted: names of the layers that were replaced.
         kept_statistics: whether the new layers hold the old running statistics. RobustNorm's denominator cannot
-            be had from a variance: its layers start anew and use batch statistics until trained.
+            be had from a variance, nor a variance from it: such layers start anew and use batch statistics until
+            they are trained or calibrated and `set_statistics` is called.
+        skipped: names of the subclasses that were left as they are.
+        changes: for each converted layer its name, the class it was, and the class it is.
     """
 
     norm: str
     converted: tuple[str, ...]
     kept_statistics: bool
+    skipped: tuple[str, ...] = ()
+    changes: tuple[tuple[str, str, str], ...] = ()
 
     def __str__(self) -> str:
         kept = "kept" if self.kept_statistics else "started anew (mode 'batch' until trained)"
-        return f"{len(self.converted)} layers to {self.norm}; running statistics {kept}"
+        skipped = f"; left alone: {', '.join(self.skipped)}" if self.skipped else ""
+        statistics = "" if self.norm == CONV else f"; running statistics {kept}"
+        return f"{len(self.converted)} layers to {self.norm}{statistics}{skipped}"
 
 
-def convert_norm(module: nn.Module, norm: str = "aug", **options: Any) -> ConversionReport:
-    """Replace every BatchNorm1d/2d/3d inside `module`, in place.
+def convert_norm(
+    module: nn.Module, norm: str = "aug", *, subclasses: Subclasses = "error", **options: Any
+) -> ConversionReport:
+    """Replace every BatchNorm inside `module` by another norm, or every Conv2d by ConvNorm2d, in place.
 
     Weights (the very same parameters, so that an optimizer goes on), running statistics, the training flag,
     devices, dtypes and hooks are kept. Converting to "batch", or to "aug" with phi=2, changes no output.
 
+    nn.BatchNorm1d/2d/3d and the norms of augserve with running statistics are converted. nn.SyncBatchNorm becomes
+    a layer of any rank with statistics over the processes of its group. Other subclasses may compute anything, so
+    they are refused unless `subclasses` says otherwise.
+
     Args:
-        module: any network with torch.nn.BatchNorm layers; it must not be such a layer itself.
-        norm: "aug", "batch" or "robust".
-        **options: of the new layer: phi (aug), p and track (robust).
+        module: any network that holds such layers; it must not be such a layer itself.
+        norm: "aug", "aug-learned", "batch", "batch-untracked", "median", "robust", "robust-tracked"; or "conv":
+            nn.Conv2d to ConvNorm2d.
+        subclasses: what to do with a user's subclass of BatchNorm (or Conv2d): "error", "skip" it, or "convert" it
+            as if it were the class of torch that it extends, dropping what it adds.
+        **options: of the new layers: phi (aug), phi_min and phi_max (aug-learned), p and track (robust), eps,
+            momentum, affine; affine_position, bias_position and affine (conv).
 
     Returns:
         What was converted.
 
     Raises:
-        ConfigurationError: an unknown norm or option, nothing to convert, or a layer that cannot be converted
-            (SyncBatchNorm and other subclasses), named; nothing is changed.
+        ConfigurationError: an unknown norm or option, nothing to convert, or a layer that cannot be converted,
+            named; nothing is changed.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
         >>> convert_norm(network, "aug", phi=1.5).converted
         ('1',)
     """
-    if norm not in _TARGETS:
-        raise unknown_choice("norm", norm, _TARGETS)
-    if isinstance(module, TorchBatchNorm):
-        raise ConfigurationError("the module is a BatchNorm itself: put it inside another module and convert that")
-    layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, TorchBatchNorm)]
-    for name, layer in layers:
-        if type(layer) not in _SOURCES:
-            kind = type(layer).__name__
-            raise ConfigurationError(f"layer {name!r}: cannot convert {kind}; replace it by nn.BatchNorm first")
+    if norm not in (*FAMILIES, CONV):
+        raise unknown_choice("norm to convert to", norm, (*FAMILIES, CONV))
+    if subclasses not in get_args(Subclasses):
+        raise unknown_choice("treatment of subclasses", subclasses, get_args(Subclasses))
+    replace: Callable[[str, Any], tuple[nn.Module, bool]]
+    if norm == CONV:
+        check_options(norm, options, _CONV_OPTIONS)
+        sources: tuple[type[nn.Module], ...] = (nn.Conv2d,)
+        done: tuple[type[nn.Module], ...] = (ConvNorm2d,)
+        replace = _to_conv_norm(options)
+    else:
+        sources, done = (TorchBatchNorm, StatisticsNorm), ()
+        replace = _to_family(norm, family_of(norm, options), options)
+    if isinstance(module, sources):
+        kind = type(module).__name__
+        raise ConfigurationError(f"the module is a {kind} itself: put it inside another module and convert that")
+
+    layers: dict[str, Any] = {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, sources) and not isinstance(layer, done)
+    }
+    skipped = [name for name, layer in layers.items() if not _is_known(layer)] if subclasses != "convert" else []
+    if skipped and subclasses == "error":
+        kind = type(layers[skipped[0]]).__name__
+        raise ConfigurationError(
+            f"layer {skipped[0]!r}: cannot convert {kind}, which may compute something else than the class it "
+            "extends; pass subclasses='convert' to treat it as that class, or 'skip' to leave it"
+        )
+    layers = {name: layer for name, layer in layers.items() if name not in skipped}
     if not layers:
-        raise ConfigurationError("found no torch.nn.BatchNorm layer to convert")
-    replacements = {id(layer): _replacement(layer, norm, options) for _, layer in layers}
+        raise ConfigurationError(
+            f"found no {'nn.Conv2d' if norm == CONV else 'torch.nn.BatchNorm'} layer to convert"
+        )
+    new = {id(layer): replace(name, layer) for name, layer in layers.items()}
     for parent in list(module.modules()):
         for name, child in parent._modules.items():  # named_children leaves out the second use of a shared layer
-            if id(child) in replacements:
-                parent._modules[name] = replacements[id(child)]
-    return ConversionReport(norm, tuple(name for name, _ in layers), norm != "robust")
+            if id(child) in new:
+                parent._modules[name] = new[id(child)][0]
+    changes = tuple(
+        (name, type(layer).__name__, type(new[id(layer)][0]).__name__) for name, layer in layers.items()
+    )
+    return ConversionReport(norm, tuple(layers), all(kept for _, kept in new.values()), tuple(skipped), changes)
 
 
-def _replacement(old: TorchBatchNorm, norm: str, options: dict[str, Any]) -> StatisticsNorm:
-    kind = _TARGETS[norm][_SOURCES.index(type(old))]
-    like = old.weight if old.affine else old.running_mean
-    place: dict[str, Any] = {} if like is None else {"device": like.device, "dtype": like.dtype}
-    arguments = {
-        "eps": old.eps,
-        "momentum": old.momentum,
-        "affine": old.affine,
-        "track_running_stats": old.track_running_stats,
-    }
-    try:
-        new = kind(old.num_features, **{**arguments, **options}, **place)
-    except TypeError:
-        raise ConfigurationError(f"norm {norm!r} does not take all of the options {', '.join(options)}") from None
-    if old.affine:
+def _is_known(layer: nn.Module) -> bool:
+    ours = {kind for family in FAMILIES.values() for kind in family.layers}
+    return type(layer) in (*_RANKS, nn.Conv2d, *ours)
+
+
+def _to_family(
+    norm: str, family: Family, options: dict[str, Any]
+) -> Callable[[str, TorchBatchNorm | StatisticsNorm], tuple[nn.Module, bool]]:
+    """Return the function from a layer, with its name, to the family's, and whether that holds its statistics."""
+
+    def replace(name: str, old: TorchBatchNorm | StatisticsNorm) -> tuple[nn.Module, bool]:
+        if isinstance(old, nn.modules.lazy.LazyModuleMixin):
+            raise ConfigurationError(
+                f"layer {name!r}: a {type(old).__name__} has no shape yet; run a batch through the network first"
+            )
+        arguments = {
+            "eps": old.eps,
+            "momentum": old.momentum,
+            "affine": old.affine,
+            "track_running_stats": old.track_running_stats,
+            **dict(family.fixed),
+            **options,
+        }
+        new = family.layers[_rank(old)](old.num_features, **arguments, **_place(old))
+        if new.affine and old.affine:
+            new.weight, new.bias = old.weight, old.bias
+        kept = _keep_statistics(old, new)
+        if kept and new.track_running_stats:
+            new.statistics = Statistics(family.mode)
+        elif new.track_running_stats:
+            new.statistics = Statistics("batch")
+        if isinstance(old, (nn.SyncBatchNorm, StatisticsNorm)):
+            new.process_group = old.process_group
+        return _dressed_as(new, old), kept
+
+    return replace
+
+
+def _rank(old: TorchBatchNorm | StatisticsNorm) -> int:
+    """Return the index, among the layers of a family, of the one with the rank of `old`."""
+    for kinds in (_RANKS, *(family.layers for family in FAMILIES.values())):
+        for rank, kind in enumerate(kinds):
+            if isinstance(old, kind):
+                return rank
+    return len(_RANKS) - 1
+
+
+def _place(old: nn.Module) -> dict[str, Any]:
+    like = next((value for value in (*old.parameters(), *old.buffers()) if value.is_floating_point()), None)
+    return {} if like is None else {"device": like.device, "dtype": like.dtype}
+
+
+@torch.no_grad()
+def _keep_statistics(old: TorchBatchNorm | StatisticsNorm, new: StatisticsNorm) -> bool:
+    """Give the running statistics of `old` to `new`; return whether nothing was lost."""
+    if old.running_mean is None or not new.track_running_stats:
+        return True
+    new.get_buffer("running_mean").copy_(old.running_mean)
+    spread, count = getattr(old, new.spread, None), old.num_batches_tracked
+    if spread is None or count is None:
+        return False
+    new.get_buffer(new.spread).copy_(spread)
+    new.get_buffer("num_batches_tracked").copy_(count)
+    return True
+
+
+def _to_conv_norm(options: dict[str, Any]) -> Callable[[str, nn.Conv2d], tuple[nn.Module, bool]]:
+    """Return the function from a convolution, with its name, to a ConvNorm2d with its weight and bias."""
+
+    def replace(name: str, old: nn.Conv2d) -> tuple[nn.Module, bool]:
+        if type(old._parameters.get("weight")) is not nn.Parameter:
+            raise ConfigurationError(f"layer {name!r}: its weight is parametrized, or has no shape yet")
+        new = ConvNorm2d(
+            old.in_channels,
+            old.out_channels,
+            old.kernel_size,  # type: ignore[arg-type]
+            old.stride,  # type: ignore[arg-type]
+            old.padding,  # type: ignore[arg-type]
+            old.dilation,  # type: ignore[arg-type]
+            old.groups,
+            old.bias is not None,
+            padding_mode=old.padding_mode,
+            **options,
+            **_place(old),
+        )
         new.weight, new.bias = old.weight, old.bias
-    if old.running_mean is not None and new.track_running_stats:
-        with torch.no_grad():
-            new._buffer("running_mean").copy_(old.running_mean)
-            if norm == "robust" or old.running_var is None or old.num_batches_tracked is None:
-                new.statistics = Statistics("batch")
-            else:
-                new._buffer("running_var").copy_(old.running_var)
-                new._buffer("num_batches_tracked").copy_(old.num_batches_tracked)
-    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        return _dressed_as(new, old), True
+
+    return replace
+
+
+def _dressed_as(new: nn.Module, old: nn.Module) -> nn.Module:
+    """Give `new` the hooks and the training flag of `old`."""
+    for hooks in _HOOKS:
         getattr(new, hooks).update(getattr(old, hooks))
+    new._is_full_backward_hook = old._is_full_backward_hook
     return new.train(old.training)

@@ -24,6 +24,7 @@ from augserve.norms.reduction import Local, as_rows
 
 # Width of the solver's bracket, in standard deviations, and its passes at most. Newton's last estimate is far
 # closer than the bracket is wide; float64 is for checking gradients.
+CALIBRATION = (1e-9, 64)  # over a data set, in float64
 SOLVER = {torch.float32: (1e-5, 32), torch.float64: (1e-12, 64)}
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from augserve.errors import StatisticsError
 from augserve.norms.base import StatisticsNorm
 from augserve.norms.grouping import make_grouping
-from augserve.norms.processes import ProcessGroup
+from augserve.norms.processes import ProcessGroup, check_group
 from augserve.statistics import Statistics
 
 
@@ -87,17 +87,15 @@ def synchronize_statistics(
         The names of the layers.
 
     Raises:
-        StatisticsError: torch.distributed is not initialised.
+        StatisticsError: torch.distributed is not initialised, or this process is not in the group.
 
     Example:
         >>> from augserve.norms import AugNorm2d
         >>> synchronize_statistics(nn.Sequential(AugNorm2d(3)), False)
         ('0',)
     """
-    if process_group is not False and not (distributed.is_available() and distributed.is_initialized()):
-        raise StatisticsError(
-            "synchronised statistics need torch.distributed: call torch.distributed.init_process_group first"
-        )
+    if process_group is not False:
+        check_group(process_group)
     layers = norm_layers(module)
     for layer in layers.values():
         layer.process_group = process_group

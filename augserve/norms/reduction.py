@@ -47,10 +47,6 @@ class Reduction(ABC):
     def count(self, x: Tensor) -> int | Tensor:
         """Return the number of values in each set, where it is not 0, else 1."""
 
-    def everywhere(self, gradient: Tensor) -> Tensor:
-        """Return a statistic's gradient as summed over all who hold a part of its sets."""
-        return gradient
-
 
 @dataclass(frozen=True)
 class Local(Reduction):
@@ -135,4 +131,4 @@ def as_rows(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Return x as (R, m): R sets in the order of the dimensions kept, their m values along `dims`."""
     kept = [d for d in range(x.ndim) if d not in dims]
     shape = math.prod([x.shape[d] for d in kept]), math.prod([x.shape[d] for d in dims])
-    return x.permute(*kept, *dims).reshape(shape)
+    return x.permute((*kept, *dims)).reshape(shape)

@@ -17,6 +17,8 @@ from typing_extensions import override
 
 from augserve.errors import ConfigurationError, unknown_choice
 from augserve.norms.base import StatisticsNorm
+from augserve.norms.median.values import Values, moments
+from augserve.norms.reduction import Reduction
 
 Track = Literal["denominator", "range"]
 
@@ -49,11 +51,16 @@ class RobustNorm(StatisticsNorm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
 
     @override
-    def group_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def group_statistics(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor]:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        reduction = self.reduction(x)
-        extent = (reduction.amax(x) - reduction.amin(x)).flatten()
-        return reduction.mean(x).flatten(), extent if self.track == "range" else self._power(extent)
+        extent = (over.amax(x) - over.amin(x)).flatten()
+        return over.mean(x).flatten(), extent if self.track == "range" else self._power(extent)
+
+    @override
+    def statistics_over(self, values: Values) -> tuple[Tensor, Tensor]:
+        low, high = values.extremes()
+        extent = high - low
+        return moments(values)[0], extent if self.track == "range" else self._power(extent)
 
     @override
     def divisor(self, spread: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from augserve.norms.base import StatisticsNorm
 
 DOMAIN = "augserve"
+LEARNED = "AugNormLearned"  # a node that has a meaning for tracked statistics only
 
 _graph_inputs: ContextVar[tuple[Tensor, Tensor] | None] = ContextVar("graph_inputs", default=None)
 

@@ -28,6 +28,7 @@ class TrainConfig:
         norm: name of the norm.
         phi: AugNorm's exponent in [1, inf]; None takes the norm's default (1.5).
         p: RobustNorm's power; None takes the norm's default (0.2).
+        conv_norm: whether every convolution is a ConvNorm2d as well.
         epochs: passes over the training part.
         batch_size: rows in a step.
         learning_rate: of SGD at its highest; None takes the data set's (0.1 for digits, whose epochs are few
@@ -53,6 +54,7 @@ class TrainConfig:
     norm: str = "aug"
     phi: float | None = None
     p: float | None = None
+    conv_norm: bool = False
     epochs: int = 10
     batch_size: int = 128
     learning_rate: float | None = None

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -96,10 +96,11 @@ def train(
     runs.prepare_folder(folder, overwrite=overwrite)
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    model = build_model(config.model, len(data.classes), data.shape[0], config.norm, dict(config.norm_options))
+    options = dict(config.norm_options)
+    model = build_model(config.model, len(data.classes), data.shape[0], config.norm, options, config.conv_norm)
     model.to(device, memory_format=_memory_format(model))  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
-        model.parameters(),
+        _parameter_groups(model),
         config.peak_learning_rate,
         config.momentum,
         weight_decay=config.weight_decay,
@@ -186,6 +187,14 @@ def schedule(name: str, steps: int) -> Callable[[int], float]:
         return 1.0 if step < steps / 2 else 0.1 if step < 3 * steps / 4 else 0.01
 
     return cosine if name == "cosine" else step_down
+
+
+def _parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Return the parameters for SGD; a learned exponent has no reason to decay toward the middle of its range."""
+    named = dict(model.named_parameters())
+    exponents = [value for name, value in named.items() if name.endswith("phi_logit")]
+    others = [value for name, value in named.items() if not name.endswith("phi_logit")]
+    return [{"params": others}, {"params": exponents, "weight_decay": 0.0}] if exponents else [{"params": others}]
 
 
 def _memory_format(model: nn.Module) -> torch.memory_format:

@@ -199,7 +199,8 @@ def load_run(folder: str | Path) -> Run:
     digest = hashlib.sha256(content).hexdigest()
     if digest not in described:
         raise RunError(f"{folder}: {MODEL} is not the checkpoint that {CONFIG} describes; train it again")
-    model = build_model(config.model, len(classes), channels, config.norm, dict(config.norm_options))
+    options = dict(config.norm_options)
+    model = build_model(config.model, len(classes), channels, config.norm, options, config.conv_norm)
     name = MODEL
     try:
         model.load_state_dict(safetensors.torch.load(content))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from augserve.errors import ConfigurationError
-from augserve.norms import AugNorm1d, AugNorm2d, BatchNorm2d, RobustNorm2d, convert_norm, norm_layers
+from augserve.norms import AugNorm1d, AugNorm2d, BatchNorm2d, ConvNorm2d, RobustNorm2d, convert_norm, norm_layers
 from augserve.statistics import Statistics
 
 
@@ -90,16 +90,119 @@ def test_untracked_layers_stay_untracked() -> None:
     assert net[0].statistics == Statistics("batch")
 
 
-def test_what_cannot_be_converted_is_named() -> None:
-    net = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(nn.SyncBatchNorm(3)))
-    with pytest.raises(ConfigurationError, match=r"'1.0': cannot convert SyncBatchNorm"):
+def test_hooks_of_every_kind_survive() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3))
+    calls: list[str] = []
+    net[0].register_forward_pre_hook(lambda *_: calls.append("before"))
+    net[0].register_forward_hook(lambda *_, **__: calls.append("after"), with_kwargs=True, always_call=True)
+    net[0].register_full_backward_hook(lambda *_: calls.append("backward"))
+    net[0].register_state_dict_post_hook(lambda *_: calls.append("state"))
+    convert_norm(net, "aug")
+    net(torch.randn(2, 3, 4, 4, requires_grad=True)).sum().backward()
+    net.state_dict()
+    assert calls == ["before", "after", "backward", "state"]
+
+
+@pytest.mark.parametrize(
+    ("norm", "mode", "options"),
+    [
+        ("aug", "tracked", {"phi": 1.25}),
+        ("aug-learned", "tracked", {"phi_max": 2.5}),
+        ("batch-untracked", "batch", {}),
+        ("median", "tracked", {}),
+        ("robust-tracked", "batch", {"track": "range"}),
+    ],
+)
+def test_every_family_by_its_name(network: nn.Module, norm: str, mode: str, options: dict) -> None:
+    old = network.body[1].running_mean.clone()
+    report = convert_norm(network, norm, **options)
+    layer = network.body[1]
+    assert layer.statistics == Statistics(mode)
+    assert torch.equal(layer.running_mean, old)
+    assert report.changes[0] == ("body.1", "BatchNorm2d", type(layer).__name__)
+    for name, value in options.items():
+        assert getattr(layer, name) == value or name == "phi"
+    assert torch.isfinite(network(torch.randn(4, 3, 9, 9))).all()
+
+
+def test_our_own_layers_convert_too(network: nn.Module) -> None:
+    x = torch.randn(5, 3, 9, 9)
+    network.eval()
+    before = network(x)
+    convert_norm(network, "aug", phi=1.5)
+    convert_norm(network, "batch")
+    torch.testing.assert_close(network(x), before)
+    assert isinstance(network.body[1], BatchNorm2d)
+    convert_norm(network, "robust")
+    assert not convert_norm(network, "batch").kept_statistics
+
+
+def test_sync_batch_norm_becomes_a_synchronised_layer_of_any_rank() -> None:
+    net = nn.Sequential(nn.SyncBatchNorm(3, eps=1e-4), nn.Flatten(2), nn.SyncBatchNorm(3))
+    expected = nn.Sequential(nn.BatchNorm2d(3, eps=1e-4), nn.Flatten(2), nn.BatchNorm1d(3))
+    report = convert_norm(net, "batch")
+    assert report.changes[0] == ("0", "SyncBatchNorm", "BatchNorm")
+    assert net[0].process_group is None  # all processes, where there are any
+    x = torch.randn(4, 3, 5, 5)
+    torch.testing.assert_close(net(x), expected(x))
+
+
+class Scaled(nn.BatchNorm2d):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+def test_subclasses_are_refused_skipped_or_taken_for_what_they_extend() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(Scaled(3)))
+
+    net = build()
+    with pytest.raises(ConfigurationError, match=r"'1.0': cannot convert Scaled.*subclasses='convert'"):
         convert_norm(net)
     assert type(net[0]) is nn.BatchNorm2d
+    report = convert_norm(net, subclasses="skip")
+    assert (report.converted, report.skipped) == (("0",), ("1.0",))
+    assert type(net[1][0]) is Scaled
+    assert "left alone: 1.0" in str(report)
+    net = build()
+    assert convert_norm(net, subclasses="convert").converted == ("0", "1.0")
+    assert isinstance(net[1][0], AugNorm2d)
+    with pytest.raises(ConfigurationError, match="choose one of: convert, error, skip"):
+        convert_norm(build(), subclasses="ignore")
+
+
+def test_convolutions_become_conv_norm() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 8, 3, padding="same", groups=4, padding_mode="circular"),
+        nn.Conv1d(8, 8, 1),
+    )
+    weights = [net[0].weight, net[2].weight]
+    shapes = [net[:3](torch.randn(2, 3, 9, 9)).shape]
+    report = convert_norm(net, "conv", affine=False)
+    assert report.converted == ("0", "2")
+    assert "running statistics" not in str(report)
+    assert [net[0].weight, net[2].weight] == weights
+    assert isinstance(net[2], ConvNorm2d)
+    assert (net[2].padding_mode, net[2].groups, net[0].bias, net[0].affine) == ("circular", 4, None, False)
+    assert net[:3](torch.randn(2, 3, 9, 9)).shape == shapes[0]
+    with pytest.raises(ConfigurationError, match=r"no nn.Conv2d"):
+        convert_norm(net, "conv")
+    normalized = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 3)))
+    with pytest.raises(ConfigurationError, match="'0'"):
+        convert_norm(normalized, "conv")
+
+
+def test_what_cannot_be_converted_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"'0'.*LazyBatchNorm2d has no shape yet"):
+        convert_norm(nn.Sequential(nn.LazyBatchNorm2d()), subclasses="convert")
     with pytest.raises(ConfigurationError, match="itself"):
         convert_norm(nn.BatchNorm2d(3))
     with pytest.raises(ConfigurationError, match=r"no torch.nn.BatchNorm"):
         convert_norm(nn.Linear(2, 2))
-    with pytest.raises(ConfigurationError, match="choose one of: aug, batch, robust"):
+    with pytest.raises(ConfigurationError, match=r"choose one of: aug, aug-learned, batch.* conv"):
         convert_norm(nn.Sequential(nn.BatchNorm2d(3)), "group")
     with pytest.raises(ConfigurationError, match="phi"):
         convert_norm(nn.Sequential(nn.BatchNorm2d(3)), "batch", phi=1.5)

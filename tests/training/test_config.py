@@ -19,7 +19,7 @@ from augserve.training import SCHEDULES, TrainConfig
     [
         ("data", "imagenet", "unknown data set 'imagenet'; choose one of: cifar10, digits, fashion-mnist"),
         ("model", "resnet9", "unknown model 'resnet9'; choose one of: .*resnet20"),
-        ("norm", "foo", "unknown norm 'foo'; choose one of: aug, batch, .*median, none, robust"),
+        ("norm", "foo", "unknown norm 'foo'; choose one of: aug, aug-learned, batch, .*none, oni, robust"),
         ("schedule", "linear", "unknown schedule 'linear'; choose one of: cosine, step"),
         ("device", "tpu", "unknown device 'tpu'; choose one of: auto, cpu, cuda"),
         ("data", "", "unknown data set ''"),

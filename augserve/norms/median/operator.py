@@ -15,7 +15,7 @@ from torch import Tensor
 
 from augserve.norms.median.gradient import influence, sensitivity
 from augserve.norms.median.solve import solve
-from augserve.norms.median.values import ROWS, Values
+from augserve.norms.median.values import ROWS, Stored
 from augserve.norms.reduction import Reduction, Segments
 
 
@@ -43,7 +43,7 @@ def _solve(
     rtol: float,
     max_steps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    values = Values(x, _reduction(index, size))
+    values = Stored(x, _reduction(index, size))
     exponent = phi if exponents is None else exponents
     result, moments = solve(values, exponent, rtol, max_steps, start=start, interior=interior)
     return (*result, *moments)

@@ -106,8 +106,8 @@ def solve(
     mean = z.sums(lambda z: [z])[0] / count
     var = z.sums(lambda z, mean: [(z - mean).square_()], mean)[0] / count
     moments = Moments(mean / scale, var / scale / scale)
-    status = torch.where(torch.isfinite(var), Status.CONVERGED, Status.NOT_FINITE)
-    wrong = status == Status.NOT_FINITE
+    wrong = ~torch.isfinite(var)
+    status = torch.where(wrong, Status.NOT_FINITE, Status.CONVERGED)
 
     def original(z: Tensor) -> Tensor:
         """In units of the data, within their extremes."""

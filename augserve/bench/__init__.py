@@ -1,0 +1,1 @@
+"""What augserve promises in numbers, measured. One promise per file."""

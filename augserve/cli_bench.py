@@ -1,0 +1,87 @@
+"""The commands under `augserve bench`: what is promised in numbers, measured on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from augserve import console
+from augserve.errors import AugserveError, unknown_choice
+
+if TYPE_CHECKING:
+    from augserve.bench.median import MedianRow, MedianSummary
+
+bench = typer.Typer(name="bench", no_args_is_help=True, rich_markup_mode=None)
+
+
+@bench.callback()
+def _bench() -> None:
+    """Measure what augserve promises in numbers.
+
+    \b
+    Examples:
+      augserve bench median
+      augserve bench median --dtype both --json
+    """  # noqa: D301 - \b is for click
+
+
+@bench.command()
+def median(
+    dtype: Annotated[str, typer.Option(help="Of the data: float64, float32, both.")] = "float64",
+    phi: Annotated[
+        list[float] | None,
+        typer.Option(help="Exponent in [1, inf]; repeat for more. [default: ten of 1 .. inf]", show_default=False),
+    ] = None,
+    case: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="normal, relu, relu-1, student, outlier, clusters, lognormal, zeros, constant; repeat for more. "
+            "[default: all]",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the data.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows and their summary as JSON.")] = False,
+) -> None:
+    """Measure the generalized median against its definition: error and passes.
+
+    Each row is the worst of several draws, compared with bisection in float64 on the same values. The exit status
+    is 1 where a row misses the bar.
+
+    \b
+    Examples:
+      augserve bench median
+      augserve bench median --case student --case outlier --phi 1.5 --phi inf
+      augserve bench median --dtype float32 --json
+    """  # noqa: D301 - \b is for click
+    from augserve.bench.median import PHIS, PRECISIONS, median_accuracy, summarize
+
+    if dtype not in {*PRECISIONS, "both"}:
+        raise unknown_choice("dtype", dtype, [*PRECISIONS, "both"])
+    names = tuple(PRECISIONS) if dtype == "both" else (dtype,)
+    tables = {name: median_accuracy(name, cases=case, phis=phi or PHIS, seed=seed) for name in names}
+    answer: dict[str, Any] = {}
+    count = missed = 0
+    for name, table in tables.items():
+        rows = list(table if as_json else console.shown_median_rows(name, table))
+        summary = summarize(rows)
+        if as_json:
+            answer[name] = _as_json(rows, summary)
+        else:
+            console.show_median_summary(len(rows), summary)
+        count, missed = count + len(rows), missed + len(summary.missed)
+    if as_json:
+        import orjson
+
+        typer.echo(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode())
+    if missed:
+        raise AugserveError(f"{missed} of {count} rows miss the bar")
+
+
+def _as_json(rows: list[MedianRow], summary: MedianSummary) -> dict[str, Any]:
+    """Return rows and summary; orjson writes inf and NaN as null, so that phi = inf becomes a word."""
+    shown = [asdict(row) | {"phi": "inf" if row.phi == float("inf") else row.phi, "ok": row.ok} for row in rows]
+    numbers = {"worst_error": summary.worst.error, "most_passes": summary.most_passes}
+    return {"rows": shown, **numbers, "missed": len(summary.missed)}
