@@ -20,3 +20,17 @@ BLEND = 1e-5
 # Logits of torch against ONNX Runtime in float32, and of a group against that group run alone.
 PARITY = 1e-4
 GROUP_ALONE = 1e-5
+
+# float16 and bfloat16 data of size 5 against float32: their own rounding, 2^-9 of it at worst, and that of weights.
+HALF = 0.05
+
+# A compiled or exported layer against the eager one, float32: sums in another order, whose gradients nearly cancel.
+COMPILED = {"atol": 2e-4, "rtol": 1e-4}
+
+# Statistics over several processes against one process on the whole batch, in the size of the largest number: other
+# orders of summation; the median's brackets are 1e-12 (1e-5 in float32) of a standard deviation wide, and Newton's
+# last estimate is closer than that.
+PROCESSES = {torch.float64: 1e-9, torch.float32: 1e-5}
+
+# Statistics over a data set in float64 of layer inputs in float32, which depend on how the rows were cut.
+CALIBRATED = {"atol": 1e-5, "rtol": 1e-5}

@@ -190,3 +190,105 @@ def test_bad_arguments_are_refused() -> None:
         generalized_median(torch.arange(4))
     with pytest.raises(InputError, match="at least one value"):
         generalized_median(torch.empty(0))
+
+
+def test_an_exponent_for_each_channel() -> None:
+    x = draw("lognormal", 6, 60).reshape(6, 3, 20)
+    phi = torch.tensor([1.0, 1.3, 1.5, 2.0, 4.0, math.inf], dtype=torch.float64)
+    result = generalized_median(x, phi[:, None], dim=2)
+    for row, exponent in enumerate(phi.tolist()):
+        for column in range(3):
+            alone = generalized_median(x[row, column], exponent)
+            tolerance = 1e-6 * float(x[row, column].std())
+            assert abs(float(result.value[row, column] - alone.value)) <= tolerance
+            assert int(result.num_steps[row, column]) <= 32
+    assert (result.status == Status.CONVERGED).all()
+    assert (result.num_steps[phi[:, None].expand(6, 3) == 2] == 0).all()
+    for wrong in (torch.tensor([1.5, 0.5, 2.0]), torch.tensor([1.5, math.nan, 2.0])):
+        with pytest.raises(ConfigurationError, match="every phi"):
+            generalized_median(x, wrong, dim=(0, 2))
+    with pytest.raises(ConfigurationError, match="broadcast"):
+        generalized_median(x, torch.tensor([1.5, 2.0]), dim=2)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_accuracy_bar_with_an_exponent_for_each_row(case: str) -> None:
+    phis = torch.tensor([phi for phi in PHIS for _ in range(4)], dtype=torch.float64)
+    for m in (2, 4, 32, 512, 16384):
+        x = draw(case, len(phis), m, seed=m)
+        result = generalized_median(x, phis, dim=1)
+        for row, phi in enumerate(phis.tolist()):
+            expected = oracles.generalized_median(x[row].numpy(), phi)
+            scale = max(float(x[row].std(correction=0)), 1e-9 * float(x[row].abs().max()))
+            assert abs(float(result.value[row]) - expected) <= MEDIAN[torch.float64] * scale, (phi, m)
+            assert int(result.num_steps[row]) <= 32, (phi, m)
+
+
+def test_gradient_in_the_exponent_and_second_derivatives() -> None:
+    x = draw("student", 5, 9).requires_grad_()
+    phi = torch.tensor([1.2, 1.5, 2.0, 2.6, 4.0], dtype=torch.float64, requires_grad=True)
+
+    def solve(x: Tensor, phi: Tensor) -> Tensor:
+        return generalized_median(x, phi, dim=1, rtol=1e-13, max_steps=200).value
+
+    assert torch.autograd.gradcheck(solve, (x, phi))
+    assert torch.autograd.gradgradcheck(solve, (x, phi))
+    ends = torch.tensor([1.0, math.inf, 1.0, 2.0, 1.5], dtype=torch.float64, requires_grad=True)
+    solve(x, ends).sum().backward()
+    assert (ends.grad[:3] == 0).all()
+
+
+@pytest.mark.parametrize("phi", [1.3, 1.5, 2.0, 3.0])
+def test_second_derivative_exists_for_a_fixed_exponent(phi: float) -> None:
+    x = draw("normal", 3, 8).requires_grad_()
+    assert torch.autograd.gradgradcheck(
+        lambda x: generalized_median(x, phi, 1, rtol=1e-13, max_steps=200).value, (x,)
+    )
+
+
+def test_function_transforms() -> None:
+    x = draw("normal", 6, 20).reshape(2, 3, 20)
+
+    def median(x: Tensor) -> Tensor:
+        return generalized_median(x, 1.5).value
+
+    together = generalized_median(x, 1.5, dim=2).value
+    torch.testing.assert_close(torch.vmap(torch.vmap(median))(x), together)
+    each = torch.vmap(lambda x, phi: generalized_median(x, phi, dim=1).value, in_dims=(1, None), out_dims=1)
+    torch.testing.assert_close(each(x, torch.tensor(1.5, dtype=torch.float64)), together)
+    weights = torch.vmap(torch.func.grad(median))(x[0])
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(3, dtype=torch.float64))
+    assert torch.func.jacrev(torch.func.grad(median))(x[0, 0]).shape == (20, 20)
+
+
+@pytest.mark.parametrize("phi", [1.0, 1.5, 2.0, 3.0, torch.tensor([1.2, 1.5, 4.0])], ids=str)
+def test_compiled_and_exported(phi: float | Tensor) -> None:
+    class Median(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            result = generalized_median(x, phi, dim=1)
+            return result.value + 0 * result.num_steps
+
+    torch._dynamo.reset()
+    x = draw("relu", 3, 50).float().requires_grad_()
+    compiled = torch.compile(Median(), backend="aot_eager", fullgraph=True)
+    expected, ours = Median()(x), compiled(x)
+    torch.testing.assert_close(ours, expected)
+    (expected_grad,), (grad,) = (torch.autograd.grad(y.square().sum(), x) for y in (expected, ours))
+    torch.testing.assert_close(grad, expected_grad)
+    program = torch.export.export(Median(), (x.detach(),), dynamic_shapes=({1: torch.export.Dim("m", min=3)},))
+    longer = draw("relu", 3, 70).float()
+    torch.testing.assert_close(program.module()(longer), Median()(longer))
+
+
+def test_autocast_does_not_lower_the_precision() -> None:
+    x = draw("normal", 3, 400).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = generalized_median(x, 1.5, dim=1).value
+    assert torch.equal(inside, generalized_median(x, 1.5, dim=1).value)
+
+
+def test_no_sets_and_other_shapes() -> None:
+    assert generalized_median(torch.empty(0, 4), dim=1).value.shape == (0,)
+    with pytest.raises(InputError, match="at least one value"):
+        generalized_median(torch.empty(4, 0), dim=1)
+    assert float(generalized_median(torch.tensor(3.0)).value) == 3.0
