@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 
 from augserve.errors import StatisticsError
 from augserve.norms.base import StatisticsNorm
@@ -24,7 +25,8 @@ def set_statistics(module: nn.Module, statistics: Statistics) -> None:
     """Make `statistics` what every norm layer of the network uses at inference.
 
     Raises:
-        StatisticsError: a layer keeps no running statistics and the mode needs them; nothing is changed.
+        StatisticsError: a layer keeps no running statistics and the mode needs them, or a torch.nn.BatchNorm knows
+            no mode but "tracked"; nothing is changed.
 
     Example:
         >>> from augserve.norms import BatchNorm2d
@@ -32,7 +34,7 @@ def set_statistics(module: nn.Module, statistics: Statistics) -> None:
         >>> set_statistics(layer, Statistics("batch"))
     """
     layers = norm_layers(module)
-    _check(layers, [statistics])
+    _check(module, layers, [statistics])
     for layer in layers.values():
         layer.statistics = statistics
 
@@ -49,7 +51,8 @@ def use_statistics(
         group: int64 (N,), the group 0..G-1 of each row of the batches run inside; None: one group.
 
     Raises:
-        StatisticsError: running statistics that a layer does not keep, or an impossible grouping.
+        StatisticsError: running statistics that a layer does not keep, a torch.nn.BatchNorm, which knows no mode
+            but "tracked", or an impossible grouping.
 
     Example:
         >>> import torch
@@ -60,7 +63,7 @@ def use_statistics(
     """
     layers = norm_layers(module)
     each = [statistics] if isinstance(statistics, Statistics) else list(statistics)
-    _check(layers, each)
+    _check(module, layers, each)
     if group is None and len(each) != 1:
         raise StatisticsError(f"expected one Statistics without `group`; got {len(each)}")
     grouping = None if group is None else make_grouping(group, statistics)
@@ -102,12 +105,18 @@ def synchronize_statistics(
     return tuple(layers)
 
 
-def _check(layers: dict[str, StatisticsNorm], statistics: Sequence[Statistics]) -> None:
-    if all(s.mode == "batch" for s in statistics):
-        return
-    for name, layer in layers.items():
-        if not layer.track_running_stats:
-            raise StatisticsError(
-                f"layer {name or type(layer).__name__!r} keeps no running statistics (track_running_stats=False): "
-                "use the mode 'batch', or build it with track_running_stats=True"
-            )
+def _check(module: nn.Module, layers: dict[str, StatisticsNorm], statistics: Sequence[Statistics]) -> None:
+    if any(s.mode != "tracked" for s in statistics):
+        for name, other in module.named_modules():
+            if isinstance(other, TorchBatchNorm):
+                raise StatisticsError(
+                    f"layer {name!r} (torch.nn.{type(other).__name__}) knows no statistics modes: convert the "
+                    "network first with augserve.norms.convert_norm(model, 'batch')"
+                )
+    if any(s.mode != "batch" for s in statistics):
+        for name, layer in layers.items():
+            if not layer.track_running_stats:
+                raise StatisticsError(
+                    f"layer {name or type(layer).__name__!r} keeps no running statistics "
+                    "(track_running_stats=False): use the mode 'batch', or build it with track_running_stats=True"
+                )

@@ -106,6 +106,16 @@ def test_repr_names_the_class_and_its_options(case: Case) -> None:
             assert f"{name}={value}" in text
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_same_answer(case: Case, training: bool) -> None:
+    layer = trained(case).train(training)
+    x = case.input()
+    y = copy.deepcopy(layer).cuda()(x.cuda())
+    assert y.device.type == "cuda"
+    torch.testing.assert_close(y.cpu(), layer(x), **COMPILED)
+
+
 def _run(layer: nn.Module, x: Tensor) -> list[Tensor]:
     x = x.clone().requires_grad_()
     y = layer(x)

@@ -261,6 +261,18 @@ def test_without_running_statistics_tracked_is_refused(build: Build) -> None:
     assert layer[0].statistics == Statistics("batch")
 
 
+def test_a_batch_norm_of_torch_is_named_instead_of_being_passed_over() -> None:
+    network = nn.Sequential(BatchNorm2d(3), nn.Sequential(nn.BatchNorm2d(3)))
+    with pytest.raises(StatisticsError, match=r"'1.0' \(torch.nn.BatchNorm2d\).*convert_norm"):
+        set_statistics(network, Statistics("batch"))
+    with (
+        pytest.raises(StatisticsError, match="convert_norm"),
+        use_statistics(network, Statistics("blend", prior=2)),
+    ):
+        pass
+    set_statistics(network, Statistics("tracked"))
+
+
 def test_impossible_groups_are_refused(build: Build) -> None:
     layer = trained(build)
     for group, message in (
