@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from augserve.errors import ConfigurationError, InputError, StatisticsError
 from augserve.norms.exponent import HasExponent
 from augserve.norms.functional import aug_norm, center_and_variance
-from augserve.norms.reduction import along_channels
+from augserve.norms.reduction import along_channels, require_floating
 
 
 class _OwnRows(HasExponent):
@@ -261,6 +261,7 @@ def _normalize(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
+    require_floating(x, type(layer).__name__)
     if x.numel() == 0:
         return _elementwise(x * 1, weight, bias)
     if math.prod([x.shape[d] for d in dims]) == 1:

@@ -25,7 +25,7 @@ from augserve.errors import InputError, StatisticsError
 from augserve.norms.grouping import Grouping
 from augserve.norms.median.values import Values
 from augserve.norms.processes import Processes, ProcessGroup
-from augserve.norms.reduction import Local, Reduction, along_channels, reduced_dims
+from augserve.norms.reduction import Local, Reduction, along_channels, reduced_dims, require_floating
 from augserve.norms.symbolic import norm_node
 from augserve.statistics import Statistics
 
@@ -236,6 +236,7 @@ class StatisticsNorm(nn.Module, ABC):
                 f"{type(self).__name__} expected a {kinds} input with {self.num_features} channels in dimension 1; "
                 f"got shape {tuple(x.shape)}"
             )
+        require_floating(x, type(self).__name__)
 
     def _without_rows(self, x: Tensor) -> Tensor:
         """Return the answer to an empty batch; no statistics come of it."""

@@ -17,7 +17,7 @@ from augserve.errors import InputError
 from augserve.norms.exponent import HasExponent
 from augserve.norms.functional import SOLVER
 from augserve.norms.median.operator import median_of_segments
-from augserve.norms.reduction import Segments
+from augserve.norms.reduction import Segments, require_floating
 
 
 class GraphNorm(nn.Module):
@@ -91,6 +91,7 @@ class GraphNorm(nn.Module):
             raise InputError(
                 f"{type(self).__name__} expected nodes (n, {self.in_channels}); got shape {tuple(x.shape)}"
             )
+        require_floating(x, type(self).__name__)
         graphs = _graphs(x, batch, batch_size)
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         s = values - graphs.each(self.mean_scale * self.center(values, graphs))

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from typing_extensions import override
 
+from augserve.errors import InputError
+
 
 class Reduction(ABC):
     """Sums and extremes over sets of values; differentiable unless said otherwise."""
@@ -132,3 +134,9 @@ def as_rows(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     kept = [d for d in range(x.ndim) if d not in dims]
     shape = math.prod([x.shape[d] for d in kept]), math.prod([x.shape[d] for d in dims])
     return x.permute((*kept, *dims)).reshape(shape)
+
+
+def require_floating(x: Tensor, name: str) -> None:
+    """Raise InputError where x is not of floating point."""
+    if not x.is_floating_point():
+        raise InputError(f"{name} expected floating point values; got {x.dtype}; convert with x.float()")

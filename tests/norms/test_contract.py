@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from augserve.errors import StatisticsError
+from augserve.errors import InputError, StatisticsError
 from augserve.norms import ConvNorm2d, StatisticsNorm, use_statistics
 from augserve.statistics import Statistics
 from tests.norms.cases import CASES, GRAPHS, STATISTICS_CASES, Case
@@ -199,6 +199,11 @@ def test_one_value_is_refused_as_torch_does(name: str) -> None:
         pytest.skip("these normalize more than one position, or a given shape")
     with pytest.raises((ValueError, StatisticsError), match="more than 1 value"):
         layer(x[:1, ..., :1, :1] if x.ndim == 4 else x[:1, ..., :1, :1, :1])
+
+
+def test_whole_numbers_are_refused(case: Case) -> None:
+    with pytest.raises((InputError, RuntimeError)):
+        case.layer()(case.input().to(torch.int64))
 
 
 def test_any_layout_gives_the_same_answer(case: Case, training: bool) -> None:

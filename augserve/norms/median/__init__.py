@@ -11,7 +11,7 @@ from augserve.errors import ConfigurationError, InputError
 from augserve.norms.median.operator import median_of_rows
 from augserve.norms.median.problem import check_phi
 from augserve.norms.median.result import MedianResult, Status
-from augserve.norms.reduction import as_rows
+from augserve.norms.reduction import as_rows, require_floating
 
 __all__ = ["MedianResult", "Status", "generalized_median"]
 
@@ -56,8 +56,7 @@ def generalized_median(
     """
     if not rtol > 0 or max_steps < 1:
         raise ConfigurationError(f"rtol and max_steps must be positive; got {rtol} and {max_steps}")
-    if not x.is_floating_point():
-        raise InputError(f"expected floating point values; got {x.dtype}; convert with x.float()")
+    require_floating(x, "generalized_median")
     dims = range(x.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
     reduced = tuple(sorted(d % x.ndim for d in dims))
     shape = [x.shape[d] for d in range(x.ndim) if d not in reduced]
