@@ -73,9 +73,9 @@ def test_half_precision_is_near_float32(case: Case, dtype: torch.dtype) -> None:
     assert torch.isfinite(x.grad).all()
 
 
-def test_half_precision_parameters_and_autocast(case: Case) -> None:
-    if isinstance(case.layer(), ConvNorm2d):
-        pytest.skip("a convolution under autocast has the dtype of its own tests")
+@pytest.mark.parametrize("name", [name for name in CASES if name != "conv"])
+def test_half_precision_parameters_and_autocast(name: str) -> None:
+    case = CASES[name]
     whole = case.layer()(case.input())
     half = case.layer().to(torch.bfloat16)(case.input())
     torch.testing.assert_close(half, whole, atol=HALF, rtol=HALF)
@@ -161,12 +161,12 @@ def test_inductor_is_equal() -> None:
     torch.testing.assert_close(_run(compiled, x), _run(network, x), **COMPILED)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_exported_program_answers_for_other_numbers_of_rows(case: Case, mode: str) -> None:
-    layer = trained(case).eval()
-    if not isinstance(layer, StatisticsNorm) and mode != "batch":
-        pytest.skip("this layer has no modes")
-    x = case.input()
+@pytest.mark.parametrize(
+    ("name", "mode"), [(n, mode) for n in CASES for mode in MODES if mode == "batch" or n in STATISTICS_CASES]
+)
+def test_exported_program_answers_for_other_numbers_of_rows(name: str, mode: str) -> None:
+    case = CASES[name]
+    layer, x = trained(case).eval(), case.input()
     dynamic = None if case.is_graph else ({0: torch.export.Dim("n", min=2)},)
     with use_statistics(layer, MODES[mode]):
         program = torch.export.export(layer, (x,), dynamic_shapes=dynamic)
@@ -189,14 +189,15 @@ def test_an_empty_batch_gives_an_empty_answer_and_no_statistics(case: Case, trai
             assert layer(x).shape == x.shape
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in CASES if CASES[n].shape in ("2d", "3d") and n not in ("layer", "conv")]
-)
+ONE_POSITION = [
+    n for n in CASES if CASES[n].shape in ("2d", "3d") and n.split("-")[0] not in ("layer", "group", "conv")
+]
+
+
+@pytest.mark.parametrize("name", ONE_POSITION)
 def test_one_value_is_refused_as_torch_does(name: str) -> None:
     case = CASES[name]
     layer, x = case.layer(), case.input()
-    if "group" in name or "layer" in name:
-        pytest.skip("these normalize more than one position, or a given shape")
     with pytest.raises((ValueError, StatisticsError), match="more than 1 value"):
         layer(x[:1, ..., :1, :1] if x.ndim == 4 else x[:1, ..., :1, :1, :1])
 
@@ -230,11 +231,10 @@ def test_channels_last_is_kept(name: str, training: bool) -> None:
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_stays_where_it_is(case: Case, wrong: float) -> None:
-    layer = case.layer()
-    if isinstance(layer, ConvNorm2d):
-        pytest.skip("a convolution mixes the channels of a row")
-    x = case.input()
+@pytest.mark.parametrize("name", [name for name in CASES if name != "conv"])
+def test_what_is_not_finite_stays_where_it_is(name: str, wrong: float) -> None:
+    case = CASES[name]
+    layer, x = case.layer(), case.input()
     clean = case.layer()(x)
     x[0, 1] = wrong
     y = layer(x)
