@@ -143,7 +143,10 @@ def test_top_k_are_the_most_probable_classes(run: Run, finished: Round) -> None:
         assert one["top_k"][0]["label"] == one["label"]
 
 
-def test_the_table_shows_each_image_and_what_was_dropped(run: Run, finished: Round) -> None:
+def test_the_table_shows_each_image_and_what_was_dropped(
+    run: Run, finished: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # a path of any length in one line
     flags = ["--no-tracking", "--batch-size", 4, "--remainder", "drop", "--top-k", 2]
     done = run("predict", *finished.images, "--model", finished.adaptive, *flags)
     assert (done.status, done.err) == (0, "")
