@@ -126,8 +126,8 @@ class _AugNorm(torch.autograd.Function):
         d_var = -0.5 * gamma * sum_dy_s * r**3
         d_mu = -gamma * (sum_dy * r - (mean - mu) * sum_dy_s * r**3)
         d_x = influence(x, mu, phi, reduction, d_mu, interior=True)
-        d_x = torch.addcmul(d_x, dy, gamma * r)
-        d_x = torch.addcmul(d_x, s, d_var * (2 / reduction.count(x)))
+        add = torch.addcmul if torch.is_grad_enabled() else Tensor.addcmul_
+        d_x = add(add(d_x, dy, gamma * r), s, d_var * (2 / reduction.count(x)))
         d_phi = None
         if exponents is not None:
             each = exponents.expand_as(mu)
