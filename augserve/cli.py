@@ -92,7 +92,10 @@ def train(
         ),
     ] = "aug",
     phi: Annotated[
-        float | None, typer.Option(help="AugNorm's exponent: 1 median .. 2 mean .. inf midrange. [default: 1.5]")
+        float | None,
+        typer.Option(
+            help="AugNorm's exponent: 1 median .. 2 mean .. inf midrange (learned: at first). [default: 1.5]"
+        ),
     ] = None,
     p: Annotated[float | None, typer.Option(help="RobustNorm's power of the range. [default: 0.2]")] = None,
     conv_norm: Annotated[

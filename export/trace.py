@@ -21,7 +21,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from augserve.errors import ExportError
 from augserve.export.operators import OPSET
 from augserve.manifest import FileMode
-from augserve.norms import norm_layers
+from augserve.norms import GraphNorm, OwnRows, norm_layers
 from augserve.norms.symbolic import LEARNED, graph_inputs
 
 
@@ -112,6 +112,11 @@ def refuse_what_cannot_be_exported(model: nn.Module, mode: FileMode) -> None:
                 "of mode tracked can hold: export with mode 'tracked'"
             )
     for name, module in model.named_modules():
+        if isinstance(module, (OwnRows, GraphNorm)):
+            raise ExportError(
+                f"layer {name!r} ({type(module).__name__}) has no form in ONNX files: use torch's layer, which "
+                "normalizes around the mean, or AugNorm of batches"
+            )
         if not isinstance(module, TorchNorm):
             continue
         if isinstance(module, _InstanceNorm) and not module.track_running_stats:

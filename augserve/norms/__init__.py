@@ -3,10 +3,12 @@
 from augserve.norms.aug_norm import AugNorm, AugNorm1d, AugNorm2d, AugNorm3d
 from augserve.norms.aug_variants import (
     AugGroupNorm,
+    AugInstanceNorm,
     AugInstanceNorm1d,
     AugInstanceNorm2d,
     AugInstanceNorm3d,
     AugLayerNorm,
+    OwnRows,
 )
 from augserve.norms.base import StatisticsNorm
 from augserve.norms.baselines import ONI, normalize_weights, ocnn_penalty, ocnn_penalty_of, oni
@@ -24,6 +26,7 @@ __all__ = [
     "ONI",
     "AugGraphNorm",
     "AugGroupNorm",
+    "AugInstanceNorm",
     "AugInstanceNorm1d",
     "AugInstanceNorm2d",
     "AugInstanceNorm3d",
@@ -41,6 +44,7 @@ __all__ = [
     "ConversionReport",
     "GraphNorm",
     "MedianResult",
+    "OwnRows",
     "RobustNorm",
     "RobustNorm1d",
     "RobustNorm2d",

@@ -87,9 +87,10 @@ class AugNorm(HasExponent, StatisticsNorm):
     @override
     def normalize_batch(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor, Tensor]:
         # What torch.compile fuses is written plainly; what autograd would keep too much of is one function.
-        if self.synchronised or torch.compiler.is_compiling():
+        own = type(self).group_statistics is AugNorm.group_statistics and type(self).divisor is AugNorm.divisor
+        if self.synchronised or torch.compiler.is_compiling() or not own:
             return super().normalize_batch(x, over)
-        start = self.running_mean if self.warm_start else None
+        start = self.running_mean if self.warm_start and self.training else None
         weight, bias, start = (None if v is None else along_channels(v, x) for v in (self.weight, self.bias, start))
         phi = self._exponent(x)
         y, mu, var = aug_norm(x, reduced_dims(x), phi, self.eps, weight=weight, bias=bias, start=start)
@@ -138,7 +139,8 @@ class AugNorm1d(AugNorm):
         learn_phi: learn an exponent for each channel, which begins at phi; `phi` then is a tensor (C,).
         phi_min: lower end of a learned phi, above 1; no step of an optimizer can pass it.
         phi_max: upper end of a learned phi.
-        warm_start: begin the solver at running_mean in training; the result is the same to the solver's precision.
+        warm_start: begin the solver at running_mean in training (not where it is compiled or synchronised); the
+            result is the same to the solver's precision.
         device: of the parameters and buffers.
         dtype: of the parameters and buffers.
 

@@ -20,12 +20,22 @@ from augserve.norms.functional import aug_norm, center_and_variance
 from augserve.norms.reduction import along_channels, require_floating
 
 
-class _OwnRows(HasExponent):
+class OwnRows(HasExponent):
+    """The base of the layers that normalize each row by itself; not used by itself."""
+
     weight: Tensor | None
     bias: Tensor | None
 
+    def reset_parameters(self) -> None:
+        """Set gamma to 1, beta to 0, a learned phi to its beginning."""
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        self._reset_exponent()
 
-class AugInstanceNorm(_OwnRows):
+
+class AugInstanceNorm(OwnRows):
     """AugNorm of each channel of each row of (N, C, *spatial), of any rank; see `AugInstanceNorm2d`."""
 
     ndims: tuple[int, ...] = (3, 4, 5)
@@ -109,7 +119,7 @@ class AugInstanceNorm3d(AugInstanceNorm):
     ndims = (5,)
 
 
-class AugLayerNorm(_OwnRows):
+class AugLayerNorm(OwnRows):
     """AugNorm over the last dimensions of each sample.
 
     mu = argmin_y sum |x - y|^phi over normalized_shape; y = gamma (x - mu) / sqrt(mean((x - mu)^2) + eps) + beta.
@@ -171,7 +181,7 @@ class AugLayerNorm(_OwnRows):
         return _repr(self, self.normalized_shape, eps=self.eps, elementwise_affine=self.elementwise_affine)
 
 
-class AugGroupNorm(_OwnRows):
+class AugGroupNorm(OwnRows):
     """AugNorm of groups of channels of each row of (N, C, *spatial).
 
     mu = argmin_y sum |x - y|^phi over the C / num_groups channels of a group and all positions;

@@ -43,7 +43,8 @@ class BatchNorm(StatisticsNorm):
     @override
     def normalize_batch(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor, Tensor]:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        if self.synchronised or (self.weight is not None and self.weight.dtype != dtype):
+        own = type(self).group_statistics is BatchNorm.group_statistics and type(self).divisor is BatchNorm.divisor
+        if not own or self.synchronised or (self.weight is not None and self.weight.dtype != dtype):
             return super().normalize_batch(x, over)
         # Momentum 1 leaves the batch's own statistics in the two buffers: one pass of torch's kernel for all.
         mean, var = torch.zeros((2, self.num_features), device=x.device, dtype=dtype)

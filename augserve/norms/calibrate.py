@@ -39,7 +39,7 @@ class CalibrationReport:
     Args:
         calibrated: names of the layers, in the order in which they run.
         unused: names of the layers that the data did not reach; they are as they were.
-        rows: rows of the data set.
+        rows: rows of the data set, as the first layer saw them.
     """
 
     calibrated: tuple[str, ...]
@@ -92,22 +92,30 @@ def calibrate(
         raise StatisticsError("found no norm layer of augserve; convert the network first with convert_norm")
     with _evaluating(model), use_statistics(model, Statistics("tracked")):
         rows, count, order = _look(run, batches, layers)
-        for name in order:
-            _calibrate(layers[name], run, batches, memory, count)
+        with _all_or_none([layers[name] for name in order]):
+            for name in order:
+                _calibrate(name, layers[name], run, batches, memory, count)
     unused = tuple(name for name in layers if name not in order)
     return CalibrationReport(tuple(order), unused, rows)
 
 
 def _calibrate(
-    layer: StatisticsNorm, run: Callable[[Any], Any], batches: Iterable[Any], memory: int, count: int
+    name: str,
+    layer: StatisticsNorm,
+    run: Callable[[Any], Any],
+    batches: Iterable[Any],
+    memory: int,
+    count: int,
 ) -> None:
     values = _Streamed(_Inputs(layer, run, batches, memory))
     center, spread = (part.flatten() for part in layer.statistics_over(values))
     m = values.count()
     if m <= 1:
-        raise StatisticsError(f"{type(layer).__name__}: expected more than 1 value per channel in the data set")
-    for name, value in (("running_mean", center), (layer.spread, layer.unbiased(spread, m))):
-        buffer = layer.get_buffer(name)
+        raise StatisticsError(f"layer {name!r}: expected more than 1 value per channel in the data set; got {m}")
+    if not bool((torch.isfinite(center) & torch.isfinite(spread)).all()):
+        raise StatisticsError(f"layer {name!r}: its inputs hold NaN or inf; check the data and the weights")
+    for key, value in (("running_mean", center), (layer.spread, layer.unbiased(spread, m))):
+        buffer = layer.get_buffer(key)
         buffer.copy_(value.to(buffer.dtype))
     layer.get_buffer("num_batches_tracked").fill_(count)
 
@@ -118,15 +126,23 @@ def _look(
     """Run the network once over the data: the number of rows and of batches, and the layers as they first ran."""
     order: list[str] = []
     seen: list[str] = []
-    handles = [
-        layer.register_forward_pre_hook(lambda *_, name=name: seen.append(name)) for name, layer in layers.items()
-    ]
+    sizes: list[int] = []
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Tensor]) -> None:
+            seen.append(name)
+            sizes.append(_layer_input(inputs, options).shape[0])
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(note(name), with_kwargs=True) for name, layer in layers.items()]
     rows = count = 0
     try:
         for batch in batches:
-            rows, count = rows + len(_input_of(batch)), count + 1
             seen.clear()
+            sizes.clear()
             run(batch)
+            rows, count = rows + (sizes[0] if sizes else 0), count + 1
             twice = next((name for name in seen if seen.count(name) > 1), None)
             if twice is not None:
                 raise StatisticsError(
@@ -163,19 +179,22 @@ class _Inputs:
         size = 0
         for chunk in self._fresh():
             size += chunk.numel() * chunk.element_size()
-            if kept is not None:
-                kept = [*kept, chunk] if size <= self.memory else None
+            if kept is not None and size <= self.memory:
+                kept.append(chunk)
+            else:
+                kept = None
             yield chunk.double()
         self.kept = kept
 
     def _fresh(self) -> Iterator[Tensor]:
         caught: list[Tensor] = []
 
-        def catch(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            caught.append(as_rows(inputs[0], reduced_dims(inputs[0])))
+        def catch(_: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Tensor]) -> None:
+            x = _layer_input(inputs, options)
+            caught.append(as_rows(x, reduced_dims(x)))
             raise _Reached
 
-        handle = self.layer.register_forward_pre_hook(catch)
+        handle = self.layer.register_forward_pre_hook(catch, with_kwargs=True)
         try:
             for batch in self.batches:
                 try:
@@ -234,6 +253,22 @@ class _Streamed(Values):
 
 
 ROWS = Local((1,))
+
+
+def _layer_input(inputs: tuple[Tensor, ...], options: dict[str, Tensor]) -> Tensor:
+    return inputs[0] if inputs else options["x"]
+
+
+@contextmanager
+def _all_or_none(layers: list[StatisticsNorm]) -> Iterator[None]:
+    """Put the buffers back as they were where an error ends the block."""
+    before = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
+    try:
+        yield
+    except BaseException:
+        for buffer, value in before:
+            buffer.copy_(value)
+        raise
 
 
 def _input_of(batch: Any) -> Tensor:

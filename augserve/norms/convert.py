@@ -203,6 +203,8 @@ def _keep_statistics(old: TorchBatchNorm | StatisticsNorm, new: StatisticsNorm) 
     spread, count = getattr(old, new.spread, None), old.num_batches_tracked
     if spread is None or count is None:
         return False
+    if isinstance(old, StatisticsNorm) and old.spread != "running_var" and int(count) == 0:
+        return False  # a range that has not seen data; the mean may come from a BatchNorm
     new.get_buffer(new.spread).copy_(spread)
     new.get_buffer("num_batches_tracked").copy_(count)
     return True

@@ -174,4 +174,8 @@ def _graphs(x: Tensor, batch: Tensor | None, batch_size: int | None) -> Segments
         raise InputError(f"expected batch as int64 ({len(x)},); got {batch.dtype} {tuple(batch.shape)}")
     if batch_size is None:
         batch_size = int(batch.max()) + 1 if len(batch) else 0
+    on_cpu = batch.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_cpu and len(batch) and not (batch.min() >= 0 and batch.max() < batch_size):
+        came = f"{int(batch.min())} to {int(batch.max())}"
+        raise InputError(f"expected the graphs of the nodes from 0 to {batch_size - 1}; got {came}")
     return Segments(batch, batch_size)

@@ -34,7 +34,7 @@ class TrainConfig:
         learning_rate: of SGD at its highest; None takes the data set's (0.1 for digits, whose epochs are few
             steps, else 0.2).
         momentum: of SGD.
-        weight_decay: of SGD, on every parameter.
+        weight_decay: of SGD, on every parameter but a learned phi.
         schedule: "cosine" (a linear warm-up over the first fifth of the steps, then half a cosine to 0) or
             "step" (a tenth after half of the steps, a hundredth after three quarters).
         seed: of the initial weights, the order of the data and its augmentation.

@@ -18,7 +18,7 @@ from augserve.export import export_onnx, open_session
 from augserve.export import parity as parity_module
 from augserve.manifest import METADATA_KEY
 from augserve.models import build_model
-from augserve.norms import AugNorm2d, BatchNorm2d, use_statistics
+from augserve.norms import AugGroupNorm, AugInstanceNorm2d, AugNorm2d, BatchNorm2d, use_statistics
 from augserve.runtime import read_manifest, run_rows
 from augserve.statistics import Statistics
 from tests.export.conftest import KINDS, small_network
@@ -175,6 +175,35 @@ def refused(network: nn.Module, path: Path, rows: Tensor, mode: str = "adaptive"
     assert path.read_bytes() == b"old"
     assert [child.name for child in path.parent.iterdir()] == [path.name]
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("norm", "conv_norm"),
+    [("group", False), ("instance", False), ("layer", False), ("oni", False), ("spectral", False), ("aug", True)],
+)
+def test_baselines_and_conv_norm_export(norm: str, conv_norm: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = build_model("resnet20", in_channels=1, norm=norm, conv_norm=conv_norm)
+    x = torch.rand(5, 1, 8, 8)
+    network(x)
+    path = tmp_path / "model.onnx"
+    export_onnx(network, path, example=x)
+    with torch.no_grad():
+        expected = network.eval()(x).numpy()
+    np.testing.assert_allclose(run_rows(open_session(path), x.numpy()), expected, atol=PARITY)
+
+
+def test_layers_without_a_form_in_the_file_are_refused_by_name(rows: Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    network = small_network(lambda c: AugNorm2d(c, learn_phi=True))
+    with pytest.raises(ExportError, match=r"AugNorm2d\) learns an exponent.*mode 'tracked'"):
+        export_onnx(network, path, example=rows)
+    export_onnx(network, path, example=rows, mode="tracked")
+    path.unlink()
+    for kind in (AugInstanceNorm2d, lambda c: AugGroupNorm(1, c)):
+        with pytest.raises(ExportError, match="has no form in ONNX files"):
+            export_onnx(small_network(kind), path, example=rows)
+    assert not path.exists()
 
 
 def test_torch_batch_norm_is_refused_by_name(rows: Tensor, tmp_path: Path) -> None:

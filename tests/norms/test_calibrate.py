@@ -112,7 +112,8 @@ def test_loaders_of_every_kind(images: Tensor) -> None:
     calibrate(networks[0], iter(images.split(5)))
     calibrate(networks[1], torch.utils.data.DataLoader(dataset, batch_size=5))
     named = [{"pixels": part} for part in images.split(5)]
-    calibrate(networks[2], [(d["pixels"], d) for d in named], forward=lambda batch: networks[2](batch[1]["pixels"]))
+    report = calibrate(networks[2], named, forward=lambda batch: networks[2](batch["pixels"]))
+    assert report.rows == 23
     for other in networks[1:]:
         for ours, theirs in zip(networks[0].buffers(), other.buffers(), strict=True):
             torch.testing.assert_close(ours, theirs)
@@ -134,4 +135,11 @@ def test_what_cannot_be_calibrated_is_refused_and_nothing_changes(images: Tensor
     with pytest.raises(StatisticsError, match="more than 1 value"):
         calibrate(network, [images[:1, :, :1, :1]])
     assert int(network[0].num_batches_tracked) == 0
+    broken = Network(BatchNorm2d)
+    broken.conv2.weight.data[0] = math.nan
+    before = copy.deepcopy(broken.state_dict())
+    with pytest.raises(StatisticsError, match="'norm2': its inputs hold NaN"):
+        calibrate(broken, [images])
+    for name, value in broken.norm1.state_dict().items():
+        assert torch.equal(value, before[f"norm1.{name}"])
     assert torch.equal(shared.running_mean, torch.zeros(3))

@@ -133,6 +133,16 @@ def test_compiled_is_equal(case: Case, training: bool) -> None:
     torch.testing.assert_close(_run(compiled, case.input()), _run(layer, case.input()), **COMPILED)
 
 
+def test_compiled_is_equal_without_gradients(case: Case, training: bool) -> None:
+    torch._dynamo.reset()
+    layer = trained(case).train(training)
+    if isinstance(layer, StatisticsNorm) and not training:
+        layer.statistics = Statistics("batch")
+    compiled = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(case.input()), layer(case.input()), **COMPILED)
+
+
 @pytest.mark.parametrize("name", STATISTICS_CASES)
 def test_compiled_is_equal_in_every_mode_and_with_groups(name: str) -> None:
     torch._dynamo.reset()

@@ -133,8 +133,8 @@ def test_our_own_layers_convert_too(network: nn.Module) -> None:
     convert_norm(network, "batch")
     torch.testing.assert_close(network(x), before)
     assert isinstance(network.body[1], BatchNorm2d)
-    convert_norm(network, "robust")
-    assert not convert_norm(network, "batch").kept_statistics
+    for name in ("robust", "robust-tracked", "batch"):
+        assert not convert_norm(network, name).kept_statistics
 
 
 def test_sync_batch_norm_becomes_a_synchronised_layer_of_any_rank() -> None:

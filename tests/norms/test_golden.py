@@ -126,10 +126,6 @@ class PublishedBatchNorm(BatchNorm2d):
     def divisor(self, spread: Tensor) -> Tensor:
         return spread.sqrt() + self.eps
 
-    def normalize_batch(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor, Tensor]:
-        center, spread = self.group_statistics(x, over)
-        return self._affine(x, center, self.divisor(spread)), center.detach(), spread.detach()
-
 
 def test_batch_norm_without_tracking_with_the_published_options_as_a_subclass() -> None:
     golden = Golden("robustnorm_BNwoT_f64")

@@ -292,3 +292,6 @@ def test_no_sets_and_other_shapes() -> None:
     with pytest.raises(InputError, match="at least one value"):
         generalized_median(torch.empty(4, 0), dim=1)
     assert float(generalized_median(torch.tensor(3.0)).value) == 3.0
+    for dim in (4, -5, (0, 0), (0, -4)):
+        with pytest.raises(InputError, match="different dimensions from -4 to 3"):
+            generalized_median(torch.zeros(2, 2, 2, 2), dim=dim)

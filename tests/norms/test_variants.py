@@ -110,6 +110,7 @@ def test_one_graph_no_nodes_and_wrong_graphs(kind: type[GraphNorm]) -> None:
         ((x, torch.zeros(4, dtype=torch.int64)), "int64"),
         ((x, torch.zeros(5)), "int64"),
         ((x, None, 3), "expected `batch`"),
+        ((x, torch.tensor([0, 0, 3, 1, 1]), 3), "from 0 to 2; got 0 to 3"),
     ):
         with pytest.raises(InputError, match=message):
             layer(*arguments)

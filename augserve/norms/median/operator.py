@@ -59,8 +59,19 @@ def _(x: Tensor, exponents: Tensor | None, start: Tensor | None, index: Tensor |
 
 class _Median(torch.autograd.Function):
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        solution: tuple[Tensor, ...] = _solve(*inputs)
+    def forward(
+        x: Tensor,
+        exponents: Tensor | None,
+        start: Tensor | None,
+        index: Tensor | None,
+        size: int,
+        phi: float,
+        interior: bool,
+        rtol: float,
+        max_steps: int,
+    ) -> tuple[Tensor, ...]:
+        # By name and not as *inputs: torch.compile counts the parameters.
+        solution: tuple[Tensor, ...] = _solve(x, exponents, start, index, size, phi, interior, rtol, max_steps)
         return solution
 
     @staticmethod
