@@ -19,10 +19,11 @@ from augserve.errors import ExportError, InputError, unknown_choice
 from augserve.export.fold import lower_tracked
 from augserve.export.operators import OPSET, function_body
 from augserve.export.parity import ParityReport, compare
-from augserve.export.trace import evaluating, refuse_what_cannot_be_exported, trace
+from augserve.export.trace import refuse_what_cannot_be_exported, trace
 from augserve.files import write_atomic
 from augserve.manifest import FILE_MODES, METADATA_KEY, FileMode, Manifest, NormLayer
 from augserve.norms import norm_layers
+from augserve.norms.modes import evaluating
 from augserve.norms.symbolic import DOMAIN
 from augserve.runtime import Native, open_session, rows_with_own_statistics
 

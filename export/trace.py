@@ -135,18 +135,6 @@ def refuse_what_cannot_be_exported(model: nn.Module, mode: FileMode) -> None:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into eval mode, then back into the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the tracer's own deprecations and its remarks on packages that are not there to itself."""
     logger = logging.getLogger("torch.onnx")

@@ -25,7 +25,7 @@ from typing_extensions import override
 from augserve.errors import InputError, StatisticsError
 from augserve.norms.base import StatisticsNorm
 from augserve.norms.median.values import Terms, Values
-from augserve.norms.modes import norm_layers, use_statistics
+from augserve.norms.modes import evaluating, norm_layers, use_statistics
 from augserve.norms.reduction import Local, as_rows, reduced_dims
 from augserve.statistics import Statistics
 
@@ -90,7 +90,7 @@ def calibrate(
     layers = norm_layers(model)
     if not layers:
         raise StatisticsError("found no norm layer of augserve; convert the network first with convert_norm")
-    with _evaluating(model), use_statistics(model, Statistics("tracked")):
+    with evaluating(model), use_statistics(model, Statistics("tracked")):
         rows, count, order = _look(run, batches, layers)
         with _all_or_none([layers[name] for name in order]):
             for name in order:
@@ -283,14 +283,3 @@ def _input_of(batch: Any) -> Tensor:
 def _on_device_of(model: nn.Module) -> Callable[[Any], Any]:
     first = next((p for p in (*model.parameters(), *model.buffers())), None)
     return lambda batch: model(_input_of(batch) if first is None else _input_of(batch).to(first.device))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -77,6 +77,18 @@ def use_statistics(
             layer.statistics, layer.grouping = old_statistics, old_grouping
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put every module into eval mode inside a `with` block, then back into the mode it was in."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
 def synchronize_statistics(
     module: nn.Module, process_group: ProcessGroup | Literal[False] = None
 ) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from augserve.errors import InputError, StatisticsError
-from augserve.norms import ConvNorm2d, StatisticsNorm, use_statistics
+from augserve.norms import ConvNorm2d, StatisticsNorm, convert_norm, set_statistics, use_statistics
 from augserve.statistics import Statistics
 from tests.norms.cases import CASES, GRAPHS, STATISTICS_CASES, Case
 from tests.tolerances import COMPILED, GROUP_ALONE, HALF
@@ -89,12 +89,35 @@ def test_copies_and_saved_layers_are_the_same_layer(case: Case) -> None:
     torch.save(layer.state_dict(), file)
     file.seek(0)
     fresh.load_state_dict(torch.load(file, weights_only=True))
-    copies = [fresh, copy.deepcopy(layer)]
-    if not case.is_graph:
-        copies.append(pickle.loads(pickle.dumps(layer)))  # noqa: S301
-    for twin in copies:
+    for twin in (fresh, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):  # noqa: S301
         assert torch.equal(twin(x), layer(x))
         assert repr(twin) == repr(layer)
+
+
+TORCH = {"1d": nn.BatchNorm1d, "1d+L": nn.BatchNorm1d, "2d": nn.BatchNorm2d, "3d": nn.BatchNorm3d}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", STATISTICS_CASES)
+def test_converted_from_torch_it_is_the_same_layer(name: str, training: bool, dtype: torch.dtype) -> None:
+    case = CASES[name]
+    options = {k: v for k, v in case.options if k != "track_running_stats"}
+    expected = case.layer(dtype)
+    network = nn.Sequential(TORCH[case.shape](4, dtype=dtype))
+    given = {k: v for k, v in expected.state_dict().items() if k in network[0].state_dict()}
+    network[0].load_state_dict(given, strict=False)
+    learned = options.pop("learn_phi", False)
+    convert_norm(network, "aug-learned" if learned else type(expected).__name__[:-6].lower(), **options)
+    if learned:
+        network[0].phi_logit.data.copy_(expected.phi_logit)
+    assert type(network[0]) is type(expected)
+    for layer in (network, expected):
+        layer.train(training)
+        set_statistics(layer, Statistics("batch"))
+    x = case.input(dtype)
+    assert torch.equal(network(x), expected(x))
+    for (key, ours), theirs in zip(network[0].state_dict().items(), expected.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), key
 
 
 def test_repr_names_the_class_and_its_options(case: Case) -> None:
