@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 import shutil
+import sys
 
 import pytest
 import torch
@@ -181,7 +182,10 @@ def test_compiled_is_equal_in_every_mode_and_with_groups(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler here")
+@pytest.mark.skipif(
+    shutil.which("c++") is None or " " in sys.prefix,
+    reason="torch's compiler needs a C++ compiler, and an environment whose path has no space",
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it loads its compiler
 @pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex:UserWarning")
 def test_inductor_is_equal() -> None:
