@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from augserve import console
-from augserve.errors import AugserveError, unknown_choice
+from augserve.errors import AugserveError, ConfigurationError, unknown_choice
 
 if TYPE_CHECKING:
     from augserve.bench.median import MedianRow, MedianSummary
@@ -24,6 +24,7 @@ def _bench() -> None:
     Examples:
       augserve bench median
       augserve bench median --dtype both --json
+      augserve bench norms --zeros 0.3
     """  # noqa: D301 - \b is for click
 
 
@@ -78,6 +79,51 @@ def median(
         typer.echo(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode())
     if missed:
         raise AugserveError(f"{missed} of {count} rows miss the bar")
+
+
+@bench.command()
+def norms(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Shape such as 128x16x32x32; repeat for more. [default: six of them]", show_default=False
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Turns of every norm; the figures are medians.")] = 9,
+    zeros: Annotated[float, typer.Option(help="Fraction of the values that is 0, in [0, 1).")] = 0.0,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Let torch.compile of the papers' method take part.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """Time the norms beside torch's BatchNorm: forward, forward and backward, memory kept between.
+
+    All take turns in one process. Nothing else should run on the machine.
+
+    \b
+    Examples:
+      augserve bench norms
+      augserve bench norms --shape 128x64x16x16 --zeros 0.3 --rounds 21
+      augserve bench norms --device cuda --json
+    """  # noqa: D301 - \b is for click
+    from augserve.bench.norms import SHAPES, measure_norms
+
+    shapes = SHAPES if shape is None else tuple(_shape(text) for text in shape)
+    table = measure_norms(device, shapes=shapes, rounds=rounds, zeros=zeros, compiled=compiled)
+    if not as_json:
+        console.show_norm_rows(table)
+        return
+    import orjson
+
+    typer.echo(orjson.dumps([asdict(row) for row in table], option=orjson.OPT_INDENT_2).decode())
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in text.lower().split("x"))
+    except ValueError:
+        raise ConfigurationError(f"expected a shape such as 128x16x32x32; got {text!r}") from None
 
 
 def _as_json(rows: list[MedianRow], summary: MedianSummary) -> dict[str, Any]:

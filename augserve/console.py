@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from augserve.bench.median import MedianRow, MedianSummary
+    from augserve.bench.norms import NormRow
     from augserve.data import ImageSet
     from augserve.manifest import Manifest, ParityCheck
     from augserve.training import EpochMetrics, TrainConfig
@@ -157,6 +158,18 @@ def _print_median_row(row: MedianRow) -> None:
     line = f"{row.case:<9}  {row.phi:>4g}  {row.m:>6}  {row.error:>7.1e}  {bar:>7}  {row.passes:>6}"
     outside, uncertified = "" if row.inside else ", outside the data", "" if row.certified else ", no certificate"
     out.print(line if row.ok else f"{line}  missed{outside}{uncertified}", style=None if row.ok else "red")
+
+
+def show_norm_rows(rows: Iterable[NormRow]) -> None:
+    """Print the rows of `augserve bench norms`, each as it comes."""
+    times = f"{'forward':>10}  {'ratio':>6}  {'and back':>10}  {'ratio':>6}"
+    out.print(f"{'shape':<15}  {'norm':<15}  {times}  {'extra memory':>12}", style="bold")
+    for row in rows:
+        shape = "x".join(map(str, row.shape))
+        out.print(
+            f"{shape:<15}  {row.norm:<15}  {row.forward_ms:>7.2f} ms  {row.forward_ratio:>6.2f}  "
+            f"{row.both_ms:>7.2f} ms  {row.both_ratio:>6.2f}  {row.extra_mib:>8.1f} MiB"
+        )
 
 
 def show_median_summary(count: int, summary: MedianSummary) -> None:

@@ -140,3 +140,16 @@ def test_help_lists_every_case_and_an_example(run: Run) -> None:
     told = re.sub(r"\s", "", done.out)
     assert ",".join(CASES) + ";" in told
     assert "\n    augserve bench median --case" in done.out
+
+
+def test_norms_are_timed_as_a_table_and_as_json(run: Run) -> None:
+    flags = ["bench", "norms", "--shape", "8x4x5x5", "--rounds", 1]
+    table = run(*flags)
+    assert table.status == 0
+    assert table.out.splitlines()[1].startswith("8x4x5x5          torch ")
+    rows = json.loads(run(*flags, "--json").out)
+    assert [row["norm"] for row in rows][:2] == ["torch", "batch"]
+    assert rows[0]["shape"] == [8, 4, 5, 5]
+    wrong = run("bench", "norms", "--shape", "8xfour")
+    assert (wrong.status, wrong.out) == (2, "")
+    assert "expected a shape such as 128x16x32x32; got '8xfour'" in wrong.err
