@@ -200,6 +200,9 @@ def normalize_weights(
             raise unknown_choice(f"option of {kind!r}", option, _OPTIONS[kind])
     _check_options(options)
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, _LAYERS)}
+    unknown = [exclude] if isinstance(exclude, str) else [name for name in exclude if name not in layers]
+    if unknown:
+        raise ConfigurationError(f"expected exclude as names out of {', '.join(layers)}; got {unknown[0]!r}")
     layers = {name: layer for name, layer in layers.items() if name not in exclude}
     if not layers:
         raise ConfigurationError("found no nn.Conv1d, Conv2d, Conv3d or Linear to normalize")

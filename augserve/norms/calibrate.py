@@ -14,7 +14,7 @@ normalization for practical domain adaptation"), with the training set precise s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -150,16 +150,23 @@ def _look(
                     "statistics; use a layer for each place, or train with momentum=None"
                 )
             order += [name for name in seen if name not in order]
+            if seen != [name for name in order if name in seen]:
+                raise StatisticsError(
+                    f"the norm layers run in another order in some batches ({', '.join(seen)}): their inputs "
+                    "depend on the batch"
+                )
     finally:
         for handle in handles:
             handle.remove()
     if not count:
         raise InputError("expected at least one batch to calibrate with; got none")
+    if not order:
+        raise StatisticsError("the data reached no norm layer")
     return rows, count, order
 
 
-class _Reached(Exception):  # noqa: N818
-    """Ends a forward pass at the layer whose input was wanted."""
+class _Reached(BaseException):
+    """Ends a forward pass at the layer whose input was wanted; no network has reason to catch it."""
 
 
 class _Inputs:
@@ -197,9 +204,9 @@ class _Inputs:
         handle = self.layer.register_forward_pre_hook(catch, with_kwargs=True)
         try:
             for batch in self.batches:
-                try:
+                with suppress(_Reached):
                     self.run(batch)
-                except _Reached:
+                if caught:
                     yield caught.pop()
         finally:
             handle.remove()

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from augserve.errors import ConfigurationError, InputError, unknown_choice
+from augserve.norms.reduction import require_floating
 
 Pair = int | tuple[int, int]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -121,6 +122,7 @@ class ConvNorm2d(nn.Conv2d):
             expected = f"(N, C, H, W) or (C, H, W) with C = {self.in_channels}"
             raise InputError(f"expected {expected}; got {tuple(input.shape)}; change the input or in_channels")
         weight = self.weight  # once: a parametrization may compute it
+        require_floating(input, "ConvNorm2d")
         x = input if input.ndim == 4 else input.unsqueeze(0)
         extended, zeros, size, start, span = self._lengths(x.shape[-2], x.shape[-1])
         if self.padding_mode == "circular":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -70,7 +71,8 @@ def convert_norm(
     """Replace every BatchNorm inside `module` by another norm, or every Conv2d by ConvNorm2d, in place.
 
     Weights (the very same parameters, so that an optimizer goes on), running statistics, the training flag,
-    devices, dtypes and hooks are kept. Converting to "batch", or to "aug" with phi=2, changes no output.
+    devices, dtypes and hooks are kept; attributes of your own on the layers are not. Converting to "batch", or to
+    "aug" with phi=2, changes no output.
 
     nn.BatchNorm1d/2d/3d and the norms of augserve with running statistics are converted. nn.SyncBatchNorm becomes
     a layer of any rank with statistics over the processes of its group. Other subclasses may compute anything, so
@@ -157,11 +159,15 @@ def _to_family(
             raise ConfigurationError(
                 f"layer {name!r}: a {type(old).__name__} has no shape yet; run a batch through the network first"
             )
+        if old.affine and type(old._parameters.get("weight")) is not nn.Parameter:
+            raise ConfigurationError(
+                f"layer {name!r}: its weight is parametrized; remove the parametrization first"
+            )
         arguments = {
             "eps": old.eps,
             "momentum": old.momentum,
             "affine": old.affine,
-            "track_running_stats": old.track_running_stats,
+            "track_running_stats": _is_tracked(old),
             **dict(family.fixed),
             **options,
         }
@@ -189,6 +195,13 @@ def _rank(old: TorchBatchNorm | StatisticsNorm) -> int:
     return len(_RANKS) - 1
 
 
+def _is_tracked(old: TorchBatchNorm | StatisticsNorm) -> bool:
+    """Return whether evaluation uses running statistics: torch asks for the buffers, not for the flag."""
+    if isinstance(old, StatisticsNorm):
+        return old.track_running_stats
+    return old.running_mean is not None and old.running_var is not None
+
+
 def _place(old: nn.Module) -> dict[str, Any]:
     like = next((value for value in (*old.parameters(), *old.buffers()) if value.is_floating_point()), None)
     return {} if like is None else {"device": like.device, "dtype": like.dtype}
@@ -197,15 +210,16 @@ def _place(old: nn.Module) -> dict[str, Any]:
 @torch.no_grad()
 def _keep_statistics(old: TorchBatchNorm | StatisticsNorm, new: StatisticsNorm) -> bool:
     """Give the running statistics of `old` to `new`; return whether nothing was lost."""
-    if old.running_mean is None or not new.track_running_stats:
+    if not _is_tracked(old) or old.running_mean is None or not new.track_running_stats:
         return True
-    new.get_buffer("running_mean").copy_(old.running_mean)
+    new.running_mean = old.running_mean.clone()  # of its own dtype, which may be wider than the weights'
     spread, count = getattr(old, new.spread, None), old.num_batches_tracked
-    if spread is None or count is None:
+    if spread is None:
         return False
+    count = torch.zeros_like(new.get_buffer("num_batches_tracked")) if count is None else count
     if isinstance(old, StatisticsNorm) and old.spread != "running_var" and int(count) == 0:
         return False  # a range that has not seen data; the mean may come from a BatchNorm
-    new.get_buffer(new.spread).copy_(spread)
+    setattr(new, new.spread, spread.clone())
     new.get_buffer("num_batches_tracked").copy_(count)
     return True
 
@@ -236,8 +250,11 @@ def _to_conv_norm(options: dict[str, Any]) -> Callable[[str, nn.Conv2d], tuple[n
 
 
 def _dressed_as(new: nn.Module, old: nn.Module) -> nn.Module:
-    """Give `new` the hooks and the training flag of `old`."""
+    """Give `new` the hooks, whose handles go on working, and the training flag of `old`."""
     for hooks in _HOOKS:
-        getattr(new, hooks).update(getattr(old, hooks))
+        setattr(new, hooks, getattr(old, hooks))
+    for hook in new._load_state_dict_pre_hooks.values():
+        if getattr(hook, "with_module", False):  # it holds its layer
+            vars(hook)["module"] = weakref.ref(new)
     new._is_full_backward_hook = old._is_full_backward_hook
     return new.train(old.training)

@@ -118,6 +118,9 @@ def synchronize_statistics(
 
 
 def _check(module: nn.Module, layers: dict[str, StatisticsNorm], statistics: Sequence[Statistics]) -> None:
+    for one in statistics:
+        if not isinstance(one, Statistics):
+            raise StatisticsError(f"expected Statistics, such as Statistics('batch'); got {one!r}")
     if any(s.mode != "tracked" for s in statistics):
         for name, other in module.named_modules():
             if isinstance(other, TorchBatchNorm):

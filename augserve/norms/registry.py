@@ -60,6 +60,8 @@ def _layer(num_features: int, eps: float = 1e-5, affine: bool = True) -> nn.Modu
 
 
 def _group(num_features: int, num_groups: int = 8, eps: float = 1e-5, affine: bool = True) -> nn.Module:
+    if num_groups < 1:
+        raise ConfigurationError(f"num_groups must be at least 1; got {num_groups}")
     return nn.GroupNorm(math.gcd(num_groups, num_features), num_features, eps=eps, affine=affine)
 
 
@@ -86,8 +88,8 @@ def norm_factory(name: str, options: dict[str, Any] | None = None) -> Callable[[
 
     Args:
         name: one of `list_norms`. For oni and spectral the layer does nothing: `normalize_model` does the rest.
-        options: of the layer's constructor: phi for aug; p and track for robust; num_groups (8, less where it does
-            not divide the channels) for group; eps, momentum, affine where the norm has them.
+        options: of the layer's constructor: phi for aug; p and track for robust; num_groups for group (8; the
+            greatest divisor that it shares with the channels is taken); eps, momentum, affine where it has them.
 
     Raises:
         ConfigurationError: an unknown name, or an option that the norm does not take.
@@ -103,6 +105,8 @@ def norm_factory(name: str, options: dict[str, Any] | None = None) -> Callable[[
     if name in _BASELINES:
         baseline, known = _BASELINES[name]
         check_options(name, options, known)
+        if name != "none":
+            baseline(1, **options)  # a wrong value is an error here
         return lambda num_features: baseline(num_features, **options)
     family = family_of(name, options)
     build = family.layers[1]

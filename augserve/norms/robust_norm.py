@@ -9,6 +9,7 @@ and raises it to p at use, as the published code does.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -41,8 +42,8 @@ class RobustNorm(StatisticsNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if not p > 0:
-            raise ConfigurationError(f"p must be positive; got {p}")
+        if not 0 < p < math.inf:
+            raise ConfigurationError(f"p must be positive and finite; got {p}")
         if track not in ("denominator", "range"):
             raise unknown_choice("tracked spread", track, ("denominator", "range"))
         self.p = float(p)

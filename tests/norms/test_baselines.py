@@ -241,6 +241,14 @@ def test_impossible_normalizations_are_refused(kind: str, options: dict[str, obj
     assert list(network.state_dict()) == list(small_network().state_dict())
 
 
+@pytest.mark.parametrize("exclude", ["1", ("nope",), ("0", "nope")])
+def test_exclusions_that_name_no_layer_are_refused(exclude: object) -> None:
+    network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    with pytest.raises(ConfigurationError, match="expected exclude as names out of 0, 1"):
+        normalize_weights(network, "oni", exclude=exclude)
+    assert normalize_weights(network, "oni", exclude=("1",)) == ("0",)
+
+
 def test_what_is_parametrized_already_or_not_there_is_refused_and_nothing_changed() -> None:
     network = small_network()
     normalize_weights(network[5], "spectral")

@@ -135,6 +135,12 @@ def test_what_cannot_be_calibrated_is_refused_and_nothing_changes(images: Tensor
     with pytest.raises(StatisticsError, match="more than 1 value"):
         calibrate(network, [images[:1, :, :1, :1]])
     assert int(network[0].num_batches_tracked) == 0
+    with pytest.raises(StatisticsError, match="reached no norm layer"):
+        calibrate(network, [images], forward=lambda _: None)
+    swapped = nn.ModuleList([BatchNorm2d(3), BatchNorm2d(3)])
+    orders = iter([(0, 1), (1, 0)])
+    with pytest.raises(StatisticsError, match="in another order"):
+        calibrate(swapped, images.split(12), forward=lambda x: [swapped[k](x) for k in next(orders)])
     broken = Network(BatchNorm2d)
     broken.conv2.weight.data[0] = math.nan
     before = copy.deepcopy(broken.state_dict())

@@ -206,3 +206,49 @@ def test_what_cannot_be_converted_is_named() -> None:
         convert_norm(nn.Sequential(nn.BatchNorm2d(3)), "group")
     with pytest.raises(ConfigurationError, match="phi"):
         convert_norm(nn.Sequential(nn.BatchNorm2d(3)), "batch", phi=1.5)
+
+
+def test_handles_of_hooks_and_hooks_that_hold_their_layer_go_on_working() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3))
+    calls: list[object] = []
+    handle = net[0].register_forward_hook(lambda *_: calls.append("forward"))
+    net[0].register_load_state_dict_pre_hook(lambda layer, *_: calls.append(layer))
+    convert_norm(net, "aug")
+    net.load_state_dict(net.state_dict())
+    assert calls == [net[0]]
+    handle.remove()
+    net(torch.randn(4, 3, 2, 2))
+    assert calls == [net[0]]
+
+
+@pytest.mark.parametrize("idiom", ["flag off", "buffers gone", "both", "no count"])
+def test_evaluation_stays_what_it_was_whatever_the_flag_of_tracking_says(idiom: str) -> None:
+    x = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 + 1
+    net = nn.Sequential(nn.BatchNorm2d(3))
+    net(x)
+    if idiom in ("flag off", "both"):
+        net[0].track_running_stats = False
+    if idiom in ("buffers gone", "both"):
+        net[0].running_mean = net[0].running_var = None
+    if idiom == "no count":
+        net[0].num_batches_tracked = None
+    net.eval()
+    before = net(x)
+    assert convert_norm(net, "batch").kept_statistics
+    torch.testing.assert_close(net(x), before)
+
+
+def test_running_statistics_keep_a_wider_dtype_than_the_weights() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3))
+    net[0].weight.data, net[0].bias.data = net[0].weight.data.half(), net[0].bias.data.half()
+    net[0].running_mean += 1e-5
+    convert_norm(net, "aug")
+    assert net[0].running_mean.dtype == torch.float32
+    assert torch.equal(net[0].running_mean, torch.full((3,), 1e-5))
+
+
+def test_a_parametrized_norm_is_named() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3))
+    nn.utils.parametrize.register_parametrization(net[0], "weight", nn.Identity())
+    with pytest.raises(ConfigurationError, match="'0': its weight is parametrized"):
+        convert_norm(net, "batch", subclasses="convert")

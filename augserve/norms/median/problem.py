@@ -20,10 +20,13 @@ from augserve.errors import ConfigurationError
 
 def check_phi(phi: float) -> float:
     """Return phi as a float, or raise ConfigurationError where it lies outside [1, inf]."""
-    phi = float(phi)
-    if not phi >= 1:  # also catches NaN
+    try:
+        value = float(phi)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not value >= 1:  # also catches NaN
         raise ConfigurationError(f"phi must lie in [1, inf]: 1 median, 2 mean, inf midrange; got {phi}")
-    return phi
+    return value
 
 
 def objective(rows: Tensor, y: Tensor, phi: float) -> Tensor:
