@@ -96,6 +96,12 @@ class AugNorm(HasExponent, StatisticsNorm):
         y, mu, var = aug_norm(x, reduced_dims(x), phi, self.eps, weight=weight, bias=bias, start=start)
         return y, mu.flatten(), var.flatten()
 
+    @override
+    def _without_rows(self, x: Tensor) -> Tensor:
+        phi = self._exponent(x)
+        y = super()._without_rows(x)
+        return y + (0 * phi).to(y.dtype) if isinstance(phi, Tensor) else y  # a gradient for every parameter
+
     def _exponent(self, x: Tensor) -> float | Tensor:
         phi = self.phi
         if not isinstance(phi, Tensor):

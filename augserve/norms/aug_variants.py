@@ -173,12 +173,14 @@ class AugLayerNorm(OwnRows):
         last = len(self.normalized_shape)
         if tuple(x.shape[x.ndim - last :]) != self.normalized_shape:
             raise InputError(f"AugLayerNorm expected (..., {self.normalized_shape}); got shape {tuple(x.shape)}")
-        y = _normalize(self, x, tuple(range(x.ndim - last, x.ndim)), self.phi)
-        return _elementwise(y, self.weight, self.bias)
+        values = x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
+        y = _normalize(self, values, tuple(range(x.ndim - last, x.ndim)), self.phi)
+        return _elementwise(y, self.weight, self.bias).to(x.dtype)
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
-        return _repr(self, self.normalized_shape, eps=self.eps, elementwise_affine=self.elementwise_affine)
+        options = {"elementwise_affine": self.elementwise_affine, "bias": self.bias is not None}
+        return _repr(self, self.normalized_shape, eps=self.eps, **options)
 
 
 class AugGroupNorm(OwnRows):
@@ -241,9 +243,10 @@ class AugGroupNorm(OwnRows):
         grouped = x.reshape(x.shape[0], self.num_groups, self.num_channels // self.num_groups, *x.shape[2:])
         phi = self.phi
         phi = phi.view(1, -1, *(1,) * (x.ndim - 1)) if isinstance(phi, Tensor) else phi
-        y = _normalize(self, grouped, tuple(range(2, grouped.ndim)), phi).flatten(1, 2)
+        values = grouped.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else grouped
+        y = _normalize(self, values, tuple(range(2, grouped.ndim)), phi).flatten(1, 2)
         weight, bias = (None if v is None else along_channels(v, x) for v in (self.weight, self.bias))
-        return _elementwise(y, weight, bias)
+        return _elementwise(y, weight, bias).to(x.dtype)
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

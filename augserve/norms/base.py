@@ -205,8 +205,8 @@ class StatisticsNorm(nn.Module, ABC):
         count.add_(1)
         for name, batch in (("running_mean", center), (self.spread, spread)):
             running = self._buffer(name)
-            factor = count.to(running.dtype).reciprocal() if self.momentum is None else self.momentum
-            running.lerp_(batch.to(running.dtype), factor)
+            cumulative = count.double().reciprocal().to(running.dtype)
+            running.lerp_(batch.to(running.dtype), cumulative if self.momentum is None else self.momentum)
 
     def _affine(self, x: Tensor, center: Tensor, divisor: Tensor) -> Tensor:
         """Return gamma * (x - center) / divisor + beta, computed in float32 or better."""
@@ -254,6 +254,13 @@ class StatisticsNorm(nn.Module, ABC):
                 f"got input size {tuple(x.shape)}; use larger groups or tracked statistics"
             )
         return count
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, metadata: Any, *rest: Any) -> None:
+        key = f"{prefix}num_batches_tracked"
+        older = metadata.get("version") is None or metadata["version"] < 2
+        if older and self.track_running_stats and key not in state_dict:  # as torch.nn.BatchNorm takes it
+            state_dict[key] = self._buffer("num_batches_tracked").clone()
+        super()._load_from_state_dict(state_dict, prefix, metadata, *rest)
 
     def extra_repr(self) -> str:
         """The constructor's arguments, as torch.nn.BatchNorm shows them."""

@@ -69,7 +69,9 @@ class HasExponent(nn.Module):
             return self._phi
         logit = self.phi_logit.to(torch.promote_types(self.phi_logit.dtype, torch.float32))
         low, high = (torch.full_like(logit, end) for end in (self.phi_min, self.phi_max))
-        return torch.lerp(low, high, torch.sigmoid(logit))  # exact at both ends
+        # Not a number, as a step with an infinite gradient may leave it, counts as the beginning.
+        share = torch.sigmoid(logit).nan_to_num(nan=(self._phi - self.phi_min) / (self.phi_max - self.phi_min))
+        return torch.lerp(low, high, share)  # exact at both ends
 
     def _exponent_options(self) -> dict[str, Any]:
         if not self.learn_phi:

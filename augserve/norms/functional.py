@@ -1,12 +1,12 @@
 """AugNorm's forward and backward as one differentiable function: the core of all its layers.
 
-With s = x - mu, v = sigma^2 + eps, r = v^(-1/2), h_i = gamma dL/dy_i, A = sum h, B = sum h s over the m values:
+With r = (sigma^2 + eps)^(-1/2), t = (x - mu) r, g = dL/dy, A = sum g and B = sum g t over the m values:
 
-    dL/dsigma^2 = -1/2 B r^3
-    dL/ds_i     = h_i r + (2/m) s_i dL/dsigma^2
-    dL/dmu      = -sum dL/ds = -(A r - (mean - mu) B r^3)
-    dL/dx_i     = dL/ds_i + dL/dmu * dmu/dx_i,    dL/dphi = dL/dmu * dmu/dphi
-    dL/dgamma   = sum dL/dy s r,    dL/dbeta = sum dL/dy
+    dL/dx_i   = gamma r (g_i - t_i B / m) + dL/dmu * dmu/dx_i
+    dL/dmu    = -gamma r (A - (mean - mu) r B),    dL/dphi = dL/dmu * dmu/dphi
+    dL/dgamma = B,    dL/dbeta = A
+
+Written in t, whose size is 1, nothing overflows where sigma^2 does.
 
 Source: AugNorm, with the signs of its printed formulas corrected (checked against central differences).
 """
@@ -101,8 +101,8 @@ class _AugNorm(torch.autograd.Function):
         found = _median(x, dims, phi if exponents is None else exponents, start)
         mu, mean = found.value, found.mean
         var = found.var + (mean - mu) ** 2
-        scale = gamma * torch.rsqrt(var + eps)
-        return torch.addcmul(beta - mu * scale, x, scale), mu, var, mean
+        # mu is subtracted first, so that a channel far from 0 keeps its digits.
+        return torch.addcmul(beta, x - mu, gamma * torch.rsqrt(var + eps)), mu, var, mean
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -121,16 +121,16 @@ class _AugNorm(torch.autograd.Function):
             mu = _median(x, ctx.dims, phi, start=mu).value
             var, mean = reduction.mean((x - mu).square()), reduction.mean(x)
         r = torch.rsqrt(var + ctx.eps)
-        dy, s = grads[0], x - mu
-        sum_dy, sum_dy_s = reduction.sum(dy), reduction.sum(dy * s)
-        d_var = -0.5 * gamma * sum_dy_s * r**3
-        d_mu = -gamma * (sum_dy * r - (mean - mu) * sum_dy_s * r**3)
+        dy, t = grads[0], (x - mu) * r
+        sum_dy, sum_dy_t = reduction.sum(dy), reduction.sum(dy * t)
+        scale = gamma * r
+        d_mu = -scale * (sum_dy - ((mean - mu) * r) * sum_dy_t)
         d_x = influence(x, mu, phi, reduction, d_mu, interior=True)
         add = torch.addcmul if torch.is_grad_enabled() else Tensor.addcmul_
-        d_x = add(add(d_x, dy, gamma * r), s, d_var * (2 / reduction.count(x)))
+        d_x = add(add(d_x, dy, scale), t, scale * (sum_dy_t / -reduction.count(x)))
         d_phi = None
         if exponents is not None:
             each = exponents.expand_as(mu)
             d_phi = (d_mu * sensitivity(x, mu, each, reduction)).sum_to_size(exponents.shape)
-        d_gamma = (sum_dy_s * r).sum_to_size(gamma.shape)
+        d_gamma = sum_dy_t.sum_to_size(gamma.shape)
         return d_x, d_gamma, sum_dy.sum_to_size(ctx.beta_shape), d_phi, None, None, None, None

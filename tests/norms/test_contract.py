@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from augserve.errors import InputError, StatisticsError
-from augserve.norms import ConvNorm2d, StatisticsNorm, convert_norm, set_statistics, use_statistics
+from augserve.norms import AugNorm2d, ConvNorm2d, StatisticsNorm, convert_norm, set_statistics, use_statistics
 from augserve.statistics import Statistics
 from tests.norms.cases import CASES, GRAPHS, STATISTICS_CASES, Case
 from tests.tolerances import COMPILED, GROUP_ALONE, HALF
@@ -165,6 +165,16 @@ def test_compiled_is_equal_without_gradients(case: Case, training: bool) -> None
     compiled = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(case.input()), layer(case.input()), **COMPILED)
+
+
+def test_exponents_may_differ_between_compiled_layers() -> None:
+    x = CASES["aug"].input()
+    for dynamic in (None, True):
+        torch._dynamo.reset()
+        for phi in (1.5, 1.25, 2.0, 3.0, 1.0, math.inf):
+            layer = AugNorm2d(4, phi)
+            compiled = torch.compile(AugNorm2d(4, phi), backend="aot_eager", fullgraph=True, dynamic=dynamic)
+            torch.testing.assert_close(_run(compiled, x), _run(layer, x), **COMPILED)
 
 
 @pytest.mark.parametrize("name", STATISTICS_CASES)

@@ -273,6 +273,15 @@ def test_a_batch_norm_of_torch_is_named_instead_of_being_passed_over() -> None:
     set_statistics(network, Statistics("tracked"))
 
 
+def test_a_checkpoint_without_the_number_of_batches_loads_as_in_torch(build: Build) -> None:
+    layer = trained(build)
+    state = {name: value for name, value in layer.state_dict().items() if name != "num_batches_tracked"}
+    other = build(3)
+    other.load_state_dict(state)
+    assert torch.equal(other.eval()(rows(3)), layer(rows(3)))
+    assert int(other.num_batches_tracked) == 0
+
+
 def test_impossible_groups_are_refused(build: Build) -> None:
     layer = trained(build)
     for group, message in (

@@ -287,11 +287,39 @@ def test_autocast_does_not_lower_the_precision() -> None:
     assert torch.equal(inside, generalized_median(x, 1.5, dim=1).value)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_an_exponent_too_large_for_powers_is_inf(dtype: torch.dtype) -> None:
+    x = torch.tensor([0, 0, 0, 0, 1, 1.5, 2, 10], dtype=dtype, requires_grad=True)
+    for phi in (1e6, 1e8, 1e9, 1e10, 1e20, 1e300):
+        value = generalized_median(x, phi).value
+        assert float(value.detach()) == pytest.approx(5, abs=1e-4)
+        (grad,) = torch.autograd.grad(value, x)
+        torch.testing.assert_close(grad.sum(), torch.ones((), dtype=dtype))
+    each = torch.tensor([1.5, 1e20], dtype=torch.float64)
+    assert float(generalized_median(x.detach().double().expand(2, 8), each, 1).value[1]) == 5
+
+
+@pytest.mark.parametrize("phi", [1.0, 1.5, 3.0, math.inf])
+def test_gradients_of_data_that_span_the_whole_dtype(phi: float) -> None:
+    x = torch.tensor([3e38, -3e38, 1.5e38, 1e38], requires_grad=True)
+    (grad,) = torch.autograd.grad(generalized_median(x, phi).value, x)
+    small = (x.detach() / 2**40).requires_grad_()
+    (expected,) = torch.autograd.grad(generalized_median(small, phi).value, small)
+    torch.testing.assert_close(grad, expected)
+
+
+def test_a_mean_far_from_0_is_rounded_once() -> None:
+    x = (1e6 + 0.25 * torch.randn(131072, generator=torch.Generator().manual_seed(0)).exp()).float()
+    mean = float(x.double().mean())
+    assert abs(float(generalized_median(x, 2.0).value) - mean) <= 0.0625  # the spacing of float32 there
+
+
 def test_no_sets_and_other_shapes() -> None:
     assert generalized_median(torch.empty(0, 4), dim=1).value.shape == (0,)
     with pytest.raises(InputError, match="at least one value"):
         generalized_median(torch.empty(4, 0), dim=1)
-    assert float(generalized_median(torch.tensor(3.0)).value) == 3.0
+    for dim in (None, 0, -1, (0,)):
+        assert float(generalized_median(torch.tensor(3.0), dim=dim).value) == 3.0
     for dim in (4, -5, (0, 0), (0, -4)):
         with pytest.raises(InputError, match="different dimensions from -4 to 3"):
             generalized_median(torch.zeros(2, 2, 2, 2), dim=dim)

@@ -163,6 +163,33 @@ def test_a_learned_exponent_is_the_same_as_a_fixed_one_of_its_value() -> None:
     torch.testing.assert_close(learned.running_var, fixed.running_var)
 
 
+@pytest.mark.parametrize("wrong", [math.inf, math.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_learned_exponent_survives_a_wrong_gradient(wrong: float, dtype: torch.dtype) -> None:
+    layer = AugNorm2d(3, learn_phi=True, dtype=dtype)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=100)
+    layer(rows(4, 3, 2, 2)).sum().backward()
+    layer.phi_logit.grad.fill_(wrong)
+    optimizer.step()
+    assert ((layer.phi >= 1.1) & (layer.phi <= 3)).all()
+
+
+@pytest.mark.parametrize("scale", [1e15, 1e20, 1e30])
+def test_a_variance_that_overflows_gives_finite_gradients(scale: float) -> None:
+    x = (rows(8, 3, 5, 5) * scale).requires_grad_()
+    layer = AugNorm2d(3)
+    layer(x).backward(rows(8, 3, 5, 5, seed=1))
+    for grad in (x.grad, layer.weight.grad, layer.bias.grad):
+        assert torch.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("level", [0.7, 1e4, 1e6])
+def test_a_constant_channel_far_from_0_is_exactly_beta(level: float) -> None:
+    x = torch.full((4, 4, 3, 3), level)
+    for layer in (AugNorm2d(4), AugInstanceNorm2d(4), AugLayerNorm((3, 3)), AugGroupNorm(2, 4)):
+        assert (layer(x) == 0).all(), type(layer)
+
+
 def test_impossible_ranges_are_refused() -> None:
     for options, message in (
         ({"phi_min": 1.0}, "1 < phi_min"),

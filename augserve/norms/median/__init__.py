@@ -74,6 +74,8 @@ def generalized_median(
 
 def _dims(dim: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
     given = tuple(range(ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+    if ndim == 0 and given in ((0,), (-1,)):  # as torch's own reductions take them
+        return ()
     reduced = tuple(sorted({d % ndim for d in given if -ndim <= d < ndim}))
     if len(reduced) != len(given):
         raise InputError(f"expected different dimensions from {-ndim} to {ndim - 1}; got dim={dim}")

@@ -16,6 +16,7 @@ import math
 import torch
 from torch import Tensor
 
+from augserve.norms.median.problem import largest_phi
 from augserve.norms.reduction import Reduction
 
 
@@ -38,7 +39,7 @@ def influence(
     if isinstance(phi, Tensor):
         if interior:
             return _weights(x, mu, phi, reduction, scale)
-        ends = (phi == 1) | torch.isinf(phi)
+        ends = (phi == 1) | (phi > largest_phi(x.dtype))
         inner = _weights(x, mu, torch.where(ends, 2.0, phi), reduction, scale)
         extreme = torch.where(
             reduction.each(phi == 1), _middle(x, mu, reduction, scale), _extreme(x, reduction, scale)
@@ -46,7 +47,7 @@ def influence(
         return torch.where(reduction.each(ends), extreme, inner)
     if phi == 1:
         return _middle(x, mu, reduction, scale)
-    if math.isinf(phi):
+    if phi > largest_phi(x.dtype):
         return _extreme(x, reduction, scale)
     if phi == 2:
         return reduction.each(scale / reduction.count(x)).expand_as(x).contiguous()
@@ -55,7 +56,7 @@ def influence(
 
 def sensitivity(x: Tensor, mu: Tensor, phi: Tensor, reduction: Reduction) -> Tensor:
     """Return d mu / d phi, a statistic of x; arguments as `influence`, with one exponent for each set."""
-    ends = (phi == 1) | torch.isinf(phi)
+    ends = (phi == 1) | (phi > largest_phi(x.dtype))
     phi = torch.where(ends, 2.0, phi)
     a, reach, count = _relative(x, mu, reduction)
     p = phi - 1

@@ -29,6 +29,11 @@ def check_phi(phi: float) -> float:
     return value
 
 
+def largest_phi(dtype: torch.dtype) -> float:
+    """Return the exponent beyond which the GGM is the midrange up to rounding, and powers of it lose all digits."""
+    return 1e9 if dtype == torch.float32 else 1e15
+
+
 def objective(rows: Tensor, y: Tensor, phi: float) -> Tensor:
     """Return sum_i |x_i - y|^phi by row, (R,); rows (R, m), y (R,), phi finite."""
     return (rows - y[:, None]).abs().pow(phi).sum(dim=1)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from augserve.errors import ConfigurationError
+from augserve.norms.median.problem import largest_phi
 from augserve.norms.median.result import MedianResult, Status
 from augserve.norms.median.values import Values
 
@@ -104,9 +105,13 @@ def solve(
     scale = _power_of_two(torch.maximum(low.abs(), high.abs()))
     z = values.map(lambda x, scale: x * scale, scale)
     mean = z.sums(lambda z: [z])[0] / count
-    var = z.sums(lambda z, mean: [(z - mean).square_()], mean)[0] / count
+    shift, square = z.sums(_deviations, mean)
+    mean = mean + shift / count  # what rounding of the first sum left out
+    var = (square / count - (shift / count).square()).clamp_min(0)
     moments = Moments(mean / scale, var / scale / scale)
     wrong = ~torch.isfinite(var)
+    if isinstance(phi, Tensor):
+        wrong = wrong | torch.isnan(phi)
     status = torch.where(wrong, Status.NOT_FINITE, Status.CONVERGED)
 
     def original(z: Tensor) -> Tensor:
@@ -139,6 +144,12 @@ def solve(
     return MedianResult(value, lower, upper, num_steps, status), moments
 
 
+def _deviations(z: Tensor, mean: Tensor) -> Iterator[Tensor]:
+    d = z - mean
+    yield d
+    yield d.square_()
+
+
 def _closed_form(
     z: Values,
     phi: float | Tensor,
@@ -154,6 +165,7 @@ def _closed_form(
     """
     middle = extremes[0] / 2 + extremes[1] / 2
     few = count <= 2
+    largest = largest_phi(mean.dtype)
     if isinstance(phi, Tensor) and interior:
         return torch.as_tensor(few, device=phi.device), middle
     if isinstance(phi, Tensor):
@@ -162,8 +174,8 @@ def _closed_form(
         exact = torch.where(phi == 2, mean, middle)
         if bool((phi == 1).any()):
             exact = torch.where((phi == 1) & ~torch.as_tensor(few), z.median(), exact)
-        return (phi == 1) | (phi == 2) | torch.isinf(phi) | torch.as_tensor(few, device=phi.device), exact
-    if few is True or math.isinf(phi):
+        return (phi == 1) | (phi == 2) | (phi > largest) | torch.as_tensor(few, device=phi.device), exact
+    if few is True or phi > largest:
         return True, middle
     if phi == 2:
         return True, mean
