@@ -251,3 +251,9 @@ def test_two_thousand_steps_with_a_learned_exponent_stay_finite() -> None:
     exponents = [layer.phi for layer in norm_layers(network).values() if isinstance(layer, AugNorm2d)]
     assert any((phi.detach() - 1.5).abs().max() > 0.05 for phi in exponents)
     assert all(isinstance(layer, StatisticsNorm) for layer in norm_layers(network).values())
+
+
+def test_vmap_over_graphs_says_what_to_do() -> None:
+    layer = AugGraphNorm(4)
+    with pytest.raises(InputError, match="all graphs in one batch"):
+        torch.vmap(lambda x: layer(x, torch.tensor(GRAPHS), NUM_GRAPHS))(rows(2, *SHAPES["nodes"]))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from augserve.errors import InputError
 from augserve.norms.median.gradient import influence, sensitivity
 from augserve.norms.median.solve import solve
 from augserve.norms.median.values import ROWS, Stored
@@ -99,9 +100,7 @@ class _Median(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
         x, exponents, start, index, size, *options = inputs
         if index is not None:
-            raise NotImplementedError(
-                "vmap over the medians of graphs is not supported: put the graphs in one batch"
-            )
+            raise InputError("expected nodes (n, C) of all graphs in one batch; got one more dimension from vmap")
         count = info.batch_size
 
         def folded(part: Tensor | None, dim: int | None) -> Tensor | None:
