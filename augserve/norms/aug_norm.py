@@ -9,7 +9,6 @@ names follow torch.nn.BatchNorm, so that its checkpoints load (running_mean hold
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from typing_extensions import override
 from augserve.norms.base import StatisticsNorm
 from augserve.norms.exponent import HasExponent
 from augserve.norms.functional import CALIBRATION, SOLVER, aug_norm, center_and_variance
+from augserve.norms.median.problem import largest_phi
 from augserve.norms.median.solve import solve
 from augserve.norms.median.values import Values
 from augserve.norms.processes import Processes
@@ -116,7 +116,7 @@ class AugNorm(HasExponent, StatisticsNorm):
             return "BatchNorm", {"eps": self.eps}
         if self._phi == 1:
             return "MedianNorm", {"eps": self.eps}
-        if math.isinf(self._phi):
+        if self._phi > largest_phi(torch.float32):
             return "MidrangeNorm", {"eps": self.eps}
         rtol, max_steps = SOLVER[torch.float32]
         return "AugNorm" if self._phi < 2 else "AugNormAbove2", {

@@ -193,6 +193,12 @@ def test_baselines_and_conv_norm_export(norm: str, conv_norm: bool, tmp_path: Pa
     np.testing.assert_allclose(run_rows(open_session(path), x.numpy()), expected, atol=PARITY)
 
 
+def test_an_exponent_too_large_for_powers_exports_as_inf(rows: Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    export_onnx(small_network(lambda c: AugNorm2d(c, 1e12)), path, example=rows)
+    assert "MidrangeNorm" in {node.op_type for node in onnx.load(path).graph.node}
+
+
 def test_layers_without_a_form_in_the_file_are_refused_by_name(rows: Tensor, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     network = small_network(lambda c: AugNorm2d(c, learn_phi=True))
