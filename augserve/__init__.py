@@ -22,6 +22,7 @@ _SUBMODULES = (
     "export",
     "manifest",
     "models",
+    "native",
     "norms",
     "runtime",
     "service",
