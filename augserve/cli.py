@@ -6,6 +6,8 @@ Exit status: 0 done, 1 failed (one line on stderr), 2 usage.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 import traceback
 from collections.abc import Sequence
@@ -206,16 +208,29 @@ def export(
 
 @app.command()
 def info(
-    path: Annotated[Path, typer.Argument(help="An exported .onnx file.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+    path: Annotated[
+        Path | None, typer.Argument(help="An exported .onnx file. [default: none]", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
 ) -> None:
-    """Show what a file says about itself: modes, norm layers, classes, parity.
+    """Show what a file says about itself, or without one what is installed: versions and the native library.
 
     \b
     Examples:
+      augserve info
       augserve info model.onnx
       augserve info model.onnx --json
     """
+    if path is None:
+        from augserve.installation import describe_installation
+
+        installation = describe_installation()
+        if as_json:
+            typer.echo(json.dumps(dataclasses.asdict(installation), default=str, indent=2))
+        else:
+            console.show_installation(installation)
+        return
+
     from augserve.runtime import open_session, read_manifest
 
     manifest = read_manifest(open_session(path), path)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from augserve.bench.median import MedianRow, MedianSummary
     from augserve.bench.norms import NormRow
     from augserve.data import ImageSet
+    from augserve.installation import Installation
     from augserve.manifest import Manifest, ParityCheck
     from augserve.training import EpochMetrics, TrainConfig
 
@@ -124,6 +125,21 @@ def show_manifest(name: str, manifest: Manifest) -> None:
     out.print(table)
     if manifest.parity:
         show_parity(manifest.parity)
+
+
+def show_installation(installation: Installation) -> None:
+    """Print what is installed, and what became of the native library."""
+    native = installation.native
+    rows = {"augserve": installation.augserve, "python": installation.python}
+    rows |= {name: version or "not installed" for name, version in installation.packages.items()}
+    rows["native library"] = str(native.path or "none")
+    rows["state"] = native.state
+    if native.instruction_set:
+        rows["instruction set"] = native.instruction_set
+    if native.reason:
+        rows["reason"] = native.reason
+    for name, value in rows.items():
+        out.print(f"{name:<16} {value}")  # not a table: a command in the reason can be copied as it stands
 
 
 def show_predictions(names: Sequence[str], answer: Mapping[str, Any]) -> None:

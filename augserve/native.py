@@ -46,10 +46,10 @@ class NativeStatus:
     """What became of the native library in this process.
 
     Args:
-        state: loaded; missing (there is none); unusable (there is one, but not for this augserve); off (not wanted).
+        state: loaded; missing (there is none); unusable (there is one that cannot be used); off (not wanted).
         path: its file, or None where there is none.
         abi: its interface; None where it was not loaded.
-        instruction_set: what its kernels run with here, "avx512", "avx2" or "baseline"; None where it was not loaded.
+        instruction_set: what its kernels run with here, such as "avx2"; None where it was not loaded.
         reason: why it is not used, and what to do; empty where it is.
     """
 
@@ -126,7 +126,7 @@ def describe(library: str | Path | None = None) -> NativeStatus:
         return NativeStatus("missing", reason=f"none was built when augserve was installed; {how_to_get_it()}")
     opened = _open(path)
     if isinstance(opened, str):
-        return NativeStatus("unusable", path, reason=opened)
+        return NativeStatus("unusable", path, reason=f"{opened}; {_mend(library)}")
     return NativeStatus("loaded", path, opened.augserve_abi(), opened.augserve_instruction_set().decode())
 
 
@@ -170,30 +170,38 @@ def _load(library: str | Path | None, variable: str | None, choice: str) -> ctyp
     if not isinstance(opened, str):
         return opened
     if choice == "on":
-        raise ConfigurationError(f"{CHOICE_VARIABLE}=on, but {opened}")
-    logger.warning("going on without the native library: %s; %s=off silences this", opened, CHOICE_VARIABLE)
+        raise ConfigurationError(f"{CHOICE_VARIABLE}=on, but {opened}; {_mend(library)}")
+    logger.warning("going on without the native library: %s; %s", opened, _mend(library))
     return None
 
 
 @functools.cache
 def _open(path: Path) -> ctypes.CDLL | str:
     """Open a library and compare its interface with ours; what is wrong comes back as text."""
-    do = f"rebuild it: {_reinstall()}"
     if not _is_whole(path):
-        return f"{path} is cut short; {do}"
+        return f"{path} is cut short"
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        return f"{path} cannot be loaded ({error}); {do}"
+        return f"{path} cannot be loaded ({error})"
     try:
         library.augserve_abi.restype = ctypes.c_int64
         library.augserve_instruction_set.restype = ctypes.c_char_p
     except AttributeError:
-        return f"{path} is not augserve's native library; {do}"
+        return f"{path} is not augserve's native library"
     abi = library.augserve_abi()
     if abi != ABI:
-        return f"{path} has interface {abi}, this augserve {augserve.__version__} needs {ABI}; {do}"
+        return f"{path} has interface {abi}, this augserve {augserve.__version__} needs {ABI}"
     return library
+
+
+def _mend(library: str | Path | None) -> str:
+    """Return what to do about a library that cannot be used."""
+    if library is not None:
+        return "name another file"
+    if os.environ.get(LIBRARY_VARIABLE):
+        return f"name another file, or unset {LIBRARY_VARIABLE}"
+    return f"rebuild it ({_reinstall()}) or set {CHOICE_VARIABLE}=off"
 
 
 def _is_whole(path: Path) -> bool:
