@@ -3,18 +3,35 @@
 
 PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
+NATIVE := $(shell find native -type f)
 
-.PHONY: help demo test lint wheel clean
+.PHONY: help demo test lint native native-sanitize wheel clean
 
 help:
 	@echo "make demo    train, export, serve and predict on the embedded data set"
 	@echo "make test    lint, types, import contract and the whole test suite"
 	@echo "make lint    only the checks that run no test"
+	@echo "make native  compile what changed in native/ into .venv (make test does it too)"
+	@echo "make native-sanitize   the tests of native/ under the sanitizers"
 	@echo "make wheel   build the wheel into dist/"
 	@echo "make clean   remove .venv and everything that was built"
 
 .venv/ready-%: pyproject.toml constraints.txt scripts/setup
 	@PYTHON='$(PYTHON)' scripts/setup $*
+
+# What pip builds, setup marks as built; later changes of the sources are compiled in place.
+# (Where dev is not installed, there is no CMake for that: then pip installs again.)
+.venv/ready-train: $(NATIVE)
+.venv/native: $(NATIVE) scripts/build-native | .venv/ready-dev
+	@scripts/build-native update
+	@touch .venv/native .venv/ready-train
+
+native: .venv/ready-dev
+	@scripts/build-native
+	@touch .venv/native .venv/ready-train
+
+native-sanitize: .venv/ready-dev
+	@scripts/build-native sanitize
 
 demo: .venv/ready-train
 	@$(VENV_PYTHON) scripts/demo
@@ -26,7 +43,7 @@ lint: .venv/ready-dev
 	@.venv/bin/lint-imports
 	@.venv/bin/hadolint Dockerfile
 
-test: lint
+test: lint .venv/native
 	@$(VENV_PYTHON) -m pytest
 
 wheel: .venv/ready-dev
