@@ -9,7 +9,7 @@ FROM ${BASE} AS build
 # Versions of Debian packages are the base's business: a pinned one disappears from the archive with the next fix.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends python3 python3-venv \
+    && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends g++ python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
 # pip lives in an environment of its own, so that the one that is shipped never holds it.
@@ -20,10 +20,12 @@ COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY augserve augserve
 COPY export export
 COPY models models
+COPY native native
 COPY service service
 ENV PIP_CACHE_DIR=/var/cache/pip
+# Without its native library the image would work, slower; here that is an error.
 RUN --mount=type=cache,target=/var/cache/pip \
-    /opt/tools/bin/pip wheel --no-deps --wheel-dir /dist . \
+    /opt/tools/bin/pip wheel --no-deps --config-settings=cmake.define.AUGSERVE_BUILD=ON --wheel-dir /dist . \
     && /opt/tools/bin/pip --python /opt/augserve/bin/python install --constraint constraints.txt /dist/*.whl
 
 
