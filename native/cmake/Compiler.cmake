@@ -19,9 +19,16 @@ if(named)
     endif()
 endif()
 
-check_language(CXX)
-if(NOT CMAKE_CXX_COMPILER)
-    unset(CMAKE_CXX_COMPILER CACHE) # so that the next run sees a compiler that was installed meanwhile
+if(NOT DEFINED CMAKE_CXX_COMPILER)
+    check_language(CXX)
+    set(works "${CMAKE_CXX_COMPILER}")
+    # Not kept: the next run may find a compiler that was installed meanwhile, and of CXX="ccache g++" it is half.
+    unset(CMAKE_CXX_COMPILER CACHE)
+    unset(CMAKE_CXX_COMPILER)
+else()
+    set(works TRUE) # named by -DCMAKE_CXX_COMPILER, or found by a run before
+endif()
+if(NOT works)
     set(AUGSERVE_NO_COMPILER "there is no C++ compiler that works")
     if(named)
         string(APPEND AUGSERVE_NO_COMPILER " (CXX=${named})")
