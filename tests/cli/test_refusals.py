@@ -55,7 +55,6 @@ def test_version(run: Run) -> None:
         ["train", "--nothing"],
         ["train", "--epochs", "many"],
         ["export"],
-        ["info"],
         ["predict"],
         ["predict", "a.png", "--top-k", "all"],
     ],
