@@ -5,17 +5,20 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import augserve
+from augserve.native import LIBRARY_NAME, find_library
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -114,7 +117,9 @@ def test_import_augserve_imports_nothing_heavy() -> None:
     assert python(f"import sys, augserve; print(sorted({HEAVY} & set(sys.modules)))").strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["augserve.service", "augserve.cli", "augserve.client", "augserve.runtime"])
+@pytest.mark.parametrize(
+    "module", ["augserve.service", "augserve.cli", "augserve.client", "augserve.runtime", "augserve.native"]
+)
 def test_what_serves_imports_no_torch(module: str) -> None:
     script = f"import sys, {module}; print(sorted({{'torch', 'onnx', 'onnxscript', 'sklearn'}} & set(sys.modules)))"
     assert python(script).strip() == "[]"
@@ -163,6 +168,53 @@ def test_extras_hold_what_their_names_say(project: dict[str, Any]) -> None:
     assert not core & train
 
 
+# --- the native library -----------------------------------------------------------------------------------
+
+
+def wheel(folder: Path, **environment: str) -> tuple[str, set[str]]:
+    """Build a wheel as pip does; its file's name and what it holds."""
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(folder), str(REPOSITORY)]
+    subprocess.run(command, env=os.environ | environment, capture_output=True, check=True, timeout=300)
+    (path,) = folder.iterdir()
+    with ZipFile(path) as archive:
+        return path.name, set(archive.namelist())
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_the_wheel_holds_the_library_where_there_is_a_compiler(
+    packages: dict[str, str], tmp_path: Path, compiler: bool
+) -> None:
+    if compiler and not shutil.which("c++"):
+        pytest.skip("needs a C++ compiler")
+    name, files = wheel(tmp_path, **({} if compiler else {"CXX": "/bin/false", "CC": "/bin/false"}))
+    assert re.fullmatch(rf"augserve-{re.escape(augserve.__version__)}-py3-none-(?!any)\w+\.whl", name)
+    assert (f"augserve/lib/{LIBRARY_NAME}" in files) == compiler
+    assert not [file for file in files if file.startswith("augserve/lib/")][compiler:]
+    for target, root in packages.items():
+        on_disk = {
+            f"{target}/{(folder / file).relative_to(root).as_posix()}"
+            for folder, found in folders()
+            if folder.parts[:1] == (root,)
+            for file in found
+            if file.endswith(".py")
+        }
+        assert on_disk <= files
+    assert {file.split("/")[0] for file in files} == {"augserve", f"augserve-{augserve.__version__}.dist-info"}
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
+def test_the_suite_runs_with_the_library_where_there_is_a_compiler() -> None:
+    assert find_library() is not None, "tests of the native library would be skipped; make native builds it"
+
+
+def test_the_image_is_built_from_all_that_the_wheel_is_made_of(packages: dict[str, str]) -> None:
+    dockerfile = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
+    allowed = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    for root in {*packages.values(), "native"}:
+        assert f"COPY {root} {root}\n" in dockerfile
+        assert f"!{root}" in allowed
+
+
 # Split, so that this file does not hold what it looks for.
 MACHINE = re.compile(r"(?<![\w.$}])/(?:" + "work|root|Users" + r")/|(?<![\w.$}])/home/[a-z]")
 
@@ -170,10 +222,11 @@ MACHINE = re.compile(r"(?<![\w.$}])/(?:" + "work|root|Users" + r")/|(?<![\w.$}])
 def test_no_file_names_a_developer_machine() -> None:
     seen = 0
     kinds = (".py", ".toml", ".txt", ".md", ".cfg", ".yml", ".yaml", ".sh", "")
+    kinds += (".cpp", ".hpp", ".h", ".cmake", ".map")
     for folder, files in folders():
         for name in files:
             path = REPOSITORY / folder / name
-            if path.suffix not in kinds or name == ".coverage":
+            if path.suffix not in kinds or name in (".coverage", ".git"):  # .git is a file in a worktree
                 continue
             seen += 1
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
