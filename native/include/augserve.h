@@ -63,7 +63,7 @@ typedef struct augserve_forward {
     const float *tracked_weight;                 /* lambda of each group (G), or NULL for 0 */
     const float *running_center, *running_spread; /* (C), or NULL where every lambda is 0 */
     /* Statistics of the groups themselves, (G, C) each, or NULL: center; spread (AUG: biased var, both ROBUST: max -
-     * min); AUG: first = mean - mu, ROBUST: first = min, second = max; passes taken. */
+     * min); AUG: first = mean - mu, second = max |x - mu|, both ROBUST: first = min, second = max; passes taken. */
     float *center, *spread, *first, *second;
     int64_t *steps;
 } augserve_forward;

@@ -1,0 +1,92 @@
+// The loops of elementwise.hpp; compiled without relaxed floating point.
+
+#include "elementwise.hpp"
+
+#include "power.hpp"
+#include "simd.hpp"
+
+namespace augserve {
+namespace {
+
+AUGSERVE_INLINE float widen_float16(std::uint16_t half) {
+    const std::uint32_t rest = half & 0x7fffu, sign = std::uint32_t(half & 0x8000u) << 16;
+    const std::uint32_t finite = std::uint32_t(float_to_bits(bits_to_float(std::int32_t(rest << 13)) * 0x1p112f));
+    const std::uint32_t other = 0x7f800000u | (rest << 13);
+    return bits_to_float(std::int32_t(sign | (rest >= 0x7c00u ? other : finite)));
+}
+
+AUGSERVE_INLINE std::uint16_t narrow_float16(float value) {
+    const std::uint32_t bits = std::uint32_t(float_to_bits(value)), size = bits & 0x7fffffffu;
+    const std::uint32_t shifted = size - 0x38000000u;  // the exponent of float16
+    const std::uint32_t normal = (shifted + 0xfffu + ((shifted >> 13) & 1u)) >> 13;
+    const float tiny = bits_to_float(std::int32_t(size < 0x38800000u ? size : 0u)) + 0.5f;
+    const std::uint32_t subnormal = std::uint32_t(float_to_bits(tiny)) - 0x3f000000u;
+    const std::uint32_t large = size > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    const std::uint32_t rest = size >= 0x47800000u ? large : size < 0x38800000u ? subnormal : normal;
+    return std::uint16_t(((bits >> 16) & 0x8000u) | rest);
+}
+
+AUGSERVE_INLINE std::uint16_t narrow_bfloat16(float value) {
+    const std::uint32_t bits = std::uint32_t(float_to_bits(value));
+    const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const std::uint32_t nan = (bits >> 16) | 0x40u;
+    return std::uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
+}
+
+}  // namespace
+
+AUGSERVE_SIMD void affine_block(const float *values, float *y, std::size_t n, Affine map) {
+#pragma omp simd
+    for (std::size_t i = 0; i < n; i++) y[i] = (values[i] - map.center) * map.scale + map.shift;
+}
+
+AUGSERVE_SIMD void scale_block(float *values, std::size_t n, float scale) {
+#pragma omp simd
+    for (std::size_t i = 0; i < n; i++) values[i] *= scale;
+}
+
+AUGSERVE_SIMD void from_float16(const std::uint16_t *AUGSERVE_RESTRICT from, float *AUGSERVE_RESTRICT to,
+                                std::size_t n) {
+#pragma omp simd
+    for (std::size_t i = 0; i < n; i++) to[i] = widen_float16(from[i]);
+}
+
+AUGSERVE_SIMD void from_bfloat16(const std::uint16_t *AUGSERVE_RESTRICT from, float *AUGSERVE_RESTRICT to,
+                                 std::size_t n) {
+#pragma omp simd
+    for (std::size_t i = 0; i < n; i++) to[i] = bits_to_float(std::int32_t(std::uint32_t(from[i]) << 16));
+}
+
+AUGSERVE_SIMD void to_float16(const float *AUGSERVE_RESTRICT from, std::uint16_t *AUGSERVE_RESTRICT to,
+                              std::size_t n) {
+#pragma omp simd
+    for (std::size_t i = 0; i < n; i++) to[i] = narrow_float16(from[i]);
+}
+
+AUGSERVE_SIMD void to_bfloat16(const float *AUGSERVE_RESTRICT from, std::uint16_t *AUGSERVE_RESTRICT to,
+                               std::size_t n) {
+#pragma omp simd
+    for (std::size_t i = 0; i < n; i++) to[i] = narrow_bfloat16(from[i]);
+}
+
+void separate(const float *AUGSERVE_RESTRICT from, std::size_t stride, float *AUGSERVE_RESTRICT to,
+              std::size_t leading, std::size_t n, std::size_t lanes) {
+    constexpr std::size_t rows = 16;
+    for (std::size_t i = 0; i < n; i += rows) {
+        const std::size_t end = i + rows < n ? i + rows : n;
+        for (std::size_t lane = 0; lane < lanes; lane++)
+            for (std::size_t j = i; j < end; j++) to[lane * leading + j] = from[j * stride + lane];
+    }
+}
+
+void interleave(const float *AUGSERVE_RESTRICT from, std::size_t leading, float *AUGSERVE_RESTRICT to,
+                std::size_t stride, std::size_t n, std::size_t lanes) {
+    constexpr std::size_t rows = 16;
+    for (std::size_t i = 0; i < n; i += rows) {
+        const std::size_t end = i + rows < n ? i + rows : n;
+        for (std::size_t j = i; j < end; j++)
+            for (std::size_t lane = 0; lane < lanes; lane++) to[j * stride + lane] = from[lane * leading + j];
+    }
+}
+
+}  // namespace augserve
