@@ -18,12 +18,16 @@ from typing_extensions import override
 from augserve.norms.base import StatisticsNorm
 from augserve.norms.exponent import HasExponent
 from augserve.norms.functional import CALIBRATION, SOLVER, aug_norm, center_and_variance
+from augserve.norms.fused import make_spec
+from augserve.norms.kernels.spec import AUG, Spec
 from augserve.norms.median.problem import largest_phi
 from augserve.norms.median.solve import solve
 from augserve.norms.median.values import Values
 from augserve.norms.processes import Processes
 from augserve.norms.reduction import Reduction, along_channels, reduced_dims
 from augserve.norms.symbolic import LEARNED
+
+PHI_OF_CHANNELS = 1.5  # stands in a Spec whose channels have exponents of their own
 
 
 class AugNorm(HasExponent, StatisticsNorm):
@@ -85,16 +89,31 @@ class AugNorm(HasExponent, StatisticsNorm):
         return spread * (count / (count - 1))
 
     @override
+    def spec(self) -> Spec | None:
+        if type(self).group_statistics is not AugNorm.group_statistics or type(self).divisor is not AugNorm.divisor:
+            return None
+        return make_spec(AUG, PHI_OF_CHANNELS if self.learn_phi else self._phi, self.eps)
+
+    @override
+    def exponents(self) -> Tensor | None:
+        phi = self.phi
+        return phi if isinstance(phi, Tensor) else None
+
+    @override
     def normalize_batch(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor, Tensor]:
         # What torch.compile fuses is written plainly; what autograd would keep too much of is one function.
-        own = type(self).group_statistics is AugNorm.group_statistics and type(self).divisor is AugNorm.divisor
-        if self.synchronised or torch.compiler.is_compiling() or not own:
+        if self.synchronised or torch.compiler.is_compiling() or self.spec() is None:
             return super().normalize_batch(x, over)
-        start = self.running_mean if self.warm_start and self.training else None
-        weight, bias, start = (None if v is None else along_channels(v, x) for v in (self.weight, self.bias, start))
+        weight, bias, start = (
+            None if v is None else along_channels(v, x) for v in (self.weight, self.bias, self.start())
+        )
         phi = self._exponent(x)
         y, mu, var = aug_norm(x, reduced_dims(x), phi, self.eps, weight=weight, bias=bias, start=start)
         return y, mu.flatten(), var.flatten()
+
+    @override
+    def start(self) -> Tensor | None:
+        return self.running_mean if self.warm_start and self.training else None
 
     @override
     def _without_rows(self, x: Tensor) -> Tensor:

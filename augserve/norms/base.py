@@ -22,7 +22,10 @@ import torch
 from torch import Tensor, distributed, nn
 
 from augserve.errors import InputError, StatisticsError
+from augserve.norms.fused import covers, normalize
 from augserve.norms.grouping import Grouping
+from augserve.norms.kernels.operators import norm_grouped
+from augserve.norms.kernels.spec import Groups, Spec
 from augserve.norms.median.values import Values
 from augserve.norms.processes import Processes, ProcessGroup
 from augserve.norms.reduction import Local, Reduction, along_channels, reduced_dims, require_floating
@@ -118,8 +121,27 @@ class StatisticsNorm(nn.Module, ABC):
         """Return the spread as the running statistics take it; `count` values gave it."""
         return spread
 
+    def spec(self) -> Spec | None:
+        """Return the norm as the kernels know it, or None where a subclass has formulas of its own."""
+        return None
+
+    def exponents(self) -> Tensor | None:
+        """Return phi of each channel (C,), or None where it is one number."""
+        return None
+
+    def start(self) -> Tensor | None:
+        """Return where the solver begins (C,), or None for the mean."""
+        return None
+
+    def spread_of(self, measured: Tensor) -> Tensor:
+        """Return the spread that a kernel measured, (C,), as `divisor` and the running statistics take it."""
+        return measured
+
     def normalize_batch(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor, Tensor]:
-        """Return y, center and spread with x's own statistics; the last two carry no gradient."""
+        """Return y, center and spread with x's own statistics; the last two carry no gradient.
+
+        In plain torch, where no kernel takes x.
+        """
         center, spread = self.group_statistics(x, over)
         return self._affine(x, center, self.divisor(spread)), center.detach(), spread.detach()
 
@@ -140,10 +162,7 @@ class StatisticsNorm(nn.Module, ABC):
             return self._train(x)
         if self.grouping is None:
             return self._infer(x, self.statistics)
-        rows = self.grouping.rows(x.shape[0])
-        return self.grouping.join(
-            [self._infer(x[r], s) for r, s in zip(rows, self.grouping.statistics, strict=True)]
-        )
+        return self._infer_groups(x, self.grouping)
 
     @property
     def synchronised(self) -> bool:
@@ -172,7 +191,7 @@ class StatisticsNorm(nn.Module, ABC):
             if isinstance(over, Processes) and over.total == 0:  # no process has a row
                 return self._without_rows(x)
             count = self._values_per_channel(part, over)
-            y, center, spread = self.normalize_batch(part, over)
+            y, center, spread = self._normalize(part, over)
             outputs.append(y)
             updates.append((part.shape[0] / max(x.shape[0], 1), center, self.unbiased(spread, count)))
         if self.grouping is None:
@@ -182,6 +201,36 @@ class StatisticsNorm(nn.Module, ABC):
         self._update_running(_weighted(shares, centers), _weighted(shares, spreads))
         return self.grouping.join(outputs)
 
+    def _normalize(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor, Tensor]:
+        """`normalize_batch`, by a kernel where there is one."""
+        spec = None if self.synchronised else self.spec()
+        if spec is None or not covers(x, spec):
+            return self.normalize_batch(x, over)
+        y, statistics = normalize(x, self.weight, self.bias, self.exponents(), self.start(), spec)
+        return y, statistics[0], self.spread_of(statistics[1])
+
+    def _infer_groups(self, x: Tensor, grouping: Grouping) -> Tensor:
+        """Normalize each group by itself: at once by a kernel where no gradient is wanted, else one by one."""
+        spec = None if torch.is_grad_enabled() else self.spec()
+        if spec is not None and covers(x, spec):
+            for rows, statistics in zip(grouping.sizes, grouping.statistics, strict=True):
+                if statistics.fixed_weight != 1.0:
+                    self._require_values(rows * (x.numel() // max(x.shape[0] * x.shape[1], 1)), x)
+            return self._blend(x, spec, grouping.groups, grouping.tracked_weight)
+        rows_of_groups = grouping.rows(x.shape[0])
+        return grouping.join(
+            [self._infer(x[rows], s) for rows, s in zip(rows_of_groups, grouping.statistics, strict=True)]
+        )
+
+    def _blend(self, x: Tensor, spec: Spec, groups: Groups | None, tracked_weight: Tensor) -> Tensor:
+        running = None, None
+        if self.track_running_stats:
+            running = self._buffer("running_mean").float(), self._buffer(self.spread).float()
+        parameters = (None if p is None else p.float() for p in (self.weight, self.bias, self.exponents()))
+        order, offsets = groups or (None, None)
+        y: Tensor = norm_grouped(x, *parameters, *running, order, offsets, tracked_weight, *spec)
+        return y
+
     def _infer(self, x: Tensor, statistics: Statistics) -> Tensor:
         fixed = statistics.fixed_weight
         if fixed == 1.0:
@@ -189,7 +238,7 @@ class StatisticsNorm(nn.Module, ABC):
         over = self.reduction(x)
         self._values_per_channel(x, over)
         if fixed == 0.0:
-            return self.normalize_batch(x, over)[0]
+            return self._normalize(x, over)[0]
         weight = statistics.weight(x.shape[0])
         center, spread = self.group_statistics(x, over)
         center = weight * self._buffer("running_mean") + (1 - weight) * center
@@ -248,12 +297,16 @@ class StatisticsNorm(nn.Module, ABC):
     def _values_per_channel(self, x: Tensor, over: Reduction) -> int:
         """Return how many values give a channel's statistics, or raise StatisticsError where it is one."""
         count = over.count(x)
-        if isinstance(count, Tensor) or count <= 1:
+        assert not isinstance(count, Tensor)  # noqa: S101 - counts of these reductions are numbers
+        self._require_values(count, x)
+        return count
+
+    def _require_values(self, count: int, x: Tensor) -> None:
+        if count <= 1:
             raise StatisticsError(
                 f"{type(self).__name__} expected more than 1 value per channel for statistics of its own; "
                 f"got input size {tuple(x.shape)}; use larger groups or tracked statistics"
             )
-        return count
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, metadata: Any, *rest: Any) -> None:
         key = f"{prefix}num_batches_tracked"

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from augserve.norms.base import StatisticsNorm
+from augserve.norms.fused import make_spec
+from augserve.norms.kernels.spec import AUG, Spec
 from augserve.norms.median.values import Values, moments
 from augserve.norms.reduction import Reduction
 
@@ -41,10 +43,14 @@ class BatchNorm(StatisticsNorm):
         return spread * (count / (count - 1))
 
     @override
+    def spec(self) -> Spec | None:
+        own = type(self).group_statistics is BatchNorm.group_statistics and type(self).divisor is BatchNorm.divisor
+        return make_spec(AUG, 2.0, self.eps) if own else None
+
+    @override
     def normalize_batch(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor, Tensor]:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        own = type(self).group_statistics is BatchNorm.group_statistics and type(self).divisor is BatchNorm.divisor
-        if not own or self.synchronised or (self.weight is not None and self.weight.dtype != dtype):
+        if self.spec() is None or self.synchronised or (self.weight is not None and self.weight.dtype != dtype):
             return super().normalize_batch(x, over)
         # Momentum 1 leaves the batch's own statistics in the two buffers: one pass of torch's kernel for all.
         mean, var = torch.zeros((2, self.num_features), device=x.device, dtype=dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from augserve.errors import StatisticsError
+from augserve.norms.kernels.spec import Groups
 from augserve.statistics import Statistics
 
 
@@ -20,11 +22,17 @@ class Grouping:
         indices: for each group, the int64 indices of its rows, in order.
         inverse: int64 (N,), where each row stands when the groups are laid end to end.
         statistics: for each group, its own.
+        sizes: for each group, how many rows it has.
+        groups: the same grouping, as the kernels take it.
+        tracked_weight: float32 (G,), lambda of each group.
     """
 
     indices: tuple[Tensor, ...]
     inverse: Tensor
     statistics: tuple[Statistics, ...]
+    sizes: tuple[int, ...]
+    groups: Groups
+    tracked_weight: Tensor
 
     def rows(self, n: int) -> tuple[Tensor, ...]:
         """Return the row indices of each group, for a batch of n rows."""
@@ -57,4 +65,8 @@ def make_grouping(group: Tensor, statistics: Statistics | Sequence[Statistics]) 
     if len(each) != len(ids):
         raise StatisticsError(f"expected statistics for each of the {len(ids)} groups; got {len(each)}")
     order = torch.cat(indices) if indices else group.new_empty(0, dtype=torch.int64)
-    return Grouping(indices, torch.argsort(order), each)
+    sizes = tuple(len(index) for index in indices)
+    offsets = torch.tensor([0, *itertools.accumulate(sizes)], device=group.device)
+    weights = [s.weight(rows) for s, rows in zip(each, sizes, strict=True)]
+    tracked_weight = torch.tensor(weights, device=group.device, dtype=torch.float32)
+    return Grouping(indices, torch.argsort(order), each, sizes, Groups(order, offsets), tracked_weight)

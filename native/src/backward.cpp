@@ -49,21 +49,18 @@ Channel describe(const augserve_backward &a, std::size_t c, std::size_t count) {
     channel.index = c;
     channel.phi = a.exponents ? double(a.exponents[c]) : a.exponent;
     const double spread = a.spread[c];
-    double divisor = 0, std = 0;
-    if (a.kind == AUGSERVE_AUG) {
-        divisor = std::sqrt(spread + a.eps);
-        std = std::sqrt(spread);
-    } else {
-        divisor = (spread > 0 ? std::pow(spread, a.exponent) : 0.0) + a.eps;
-    }
+    const bool around_median = a.kind == AUGSERVE_AUG;
+    const double divisor = around_median ? std::sqrt(spread + a.eps)
+                                         : (spread > 0 ? std::pow(spread, a.exponent) : 0.0) + a.eps;
     channel.r = 1 / divisor;
+    const double std = around_median && std::isfinite(spread) ? std::sqrt(spread) * channel.r : 0.0;  // of t
     channel.gamma = a.weight ? double(a.weight[c]) : 1.0;
     channel.t = {a.center[c], float(channel.r)};
     channel.weights = kind_of_weights(a, channel.phi, count, a.exponents != nullptr && a.dexponent != nullptr);
-    channel.power = {float(channel.phi - 2), float(std::max(LEAST * std * channel.r, 1e-30)), 0.0f};
+    channel.power = {float(channel.phi - 2), float(std::max(LEAST * std, 1e-30)), 0.0f};
     // Powers of more than 2 - 1 grow: they are taken of differences over the largest one.
     const double reach = double(a.second[c]) * channel.r;
-    if (a.kind == AUGSERVE_AUG && channel.phi > 2 && reach > 0) channel.power.log2_reach = float(std::log2(reach));
+    if (around_median && channel.phi > 2 && reach > 0) channel.power.log2_reach = float(std::log2(reach));
     return channel;
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "elementwise.hpp"
@@ -101,7 +102,8 @@ Affine affine_of(const augserve_forward &a, std::size_t channel, Statistics s, d
     const float center = float(s.center * values_scale);
     const double rest = double(center) / values_scale - s.center;
     const double shift = (a.bias ? double(a.bias[channel]) : 0.0) + rest * scale;
-    return {center, float(scale / values_scale), float(shift)};
+    constexpr double most = std::numeric_limits<float>::max();  // inf would make NaN of a constant's deviations, 0
+    return {center, float(std::clamp(scale / values_scale, -most, most)), float(shift)};
 }
 
 Statistics blended(const augserve_forward &a, const Group &group, std::size_t channel, Statistics own) {

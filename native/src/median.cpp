@@ -80,8 +80,9 @@ Evaluation evaluate_up_to_2(const Values &values, Standard z, float y, double ph
 
 // For phi > 2 the root is also that of h(y) = (sum_left a^p)^(1/p) - (sum_right a^p)^(1/p), p = phi - 1, which is
 // nearly linear far away.
-Evaluation evaluate_above_2(const Values &values, Standard z, float y, double phi, double reach) {
-    const double p = phi - 1;
+Evaluation evaluate_above_2(const Values &values, Standard z, float y, double phi, double low, double high) {
+    const double p = phi - 1, from_low = y - low, to_high = high - y;
+    const double reach = std::max({from_low, to_high, std::numeric_limits<double>::min()});
     double left = 0, right = 0, left_weight = 0, right_weight = 0;
     for (std::size_t b = 0; b < values.blocks(); b++) {
         const SideSums sums = side_sums(values.block(b), values.size(b), z, y, float(1 / reach), float(p));
@@ -91,6 +92,8 @@ Evaluation evaluate_above_2(const Values &values, Standard z, float y, double ph
         right_weight += sums.right_weight;
     }
     const double tiny = std::numeric_limits<float>::min();
+    // With so large an exponent that even the farthest value has no power left, it is the midrange.
+    if (left < tiny && right < tiny) return {from_low - to_high, low / 2 + high / 2};
     left = std::max(left, tiny);
     right = std::max(right, tiny);
     const double left_root = std::pow(left, 1 / p), right_root = std::pow(right, 1 / p);
@@ -113,9 +116,9 @@ Bracket iterate(const Values &values, Standard z, double low, double high, doubl
     double width_then = upper - lower;
     int stalled = 0, steps = 0;
     while (upper - lower > rtol && steps < solver.max_steps) {
-        const double at = y, reach = std::max(at - low, high - at);
+        const double at = y;
         const Evaluation found = phi <= 2 ? evaluate_up_to_2(values, z, y, phi, atom)
-                                          : evaluate_above_2(values, z, y, phi, reach > 0 ? reach : 1);
+                                          : evaluate_above_2(values, z, y, phi, low, high);
         steps++;
         if (found.g <= 0) lower = at;
         if (found.g >= 0) upper = at;
@@ -207,6 +210,8 @@ Moments moments(const Values &values) {
         squares += double(block.squares) + delta * delta * (count * n / total);
         count = total;
     }
+    if (low == high) return {low, 0, low, high, zeros, finite};  // what rounding of the sums leaves is not of the data
+    if (low == high) mean = low, squares = 0;  // exactly
     return {mean, squares / count, low, high, zeros, finite};
 }
 

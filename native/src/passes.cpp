@@ -42,11 +42,6 @@ AUGSERVE_INLINE float magnitude(float d) {
     return a < LEAST ? LEAST : a;
 }
 
-// 0 where the condition holds. Written without a choice: compilers make a branch of one, and do not vectorise it.
-AUGSERVE_INLINE float unless(bool condition, float value) {
-    return bits_to_float(float_to_bits(value) & (std::int32_t(condition) - 1));
-}
-
 }  // namespace
 
 AUGSERVE_SIMD BlockMoments block_moments(const float *values, std::size_t n) {
@@ -116,7 +111,7 @@ AUGSERVE_SIMD SideSums side_sums(const float *values, std::size_t n, Standard z,
     each(n, [&](std::size_t i, std::size_t lane) AUGSERVE_LAMBDA {
         const float d = y - (values[i] - z.center) * z.inverse;
         const float a = magnitude(d * inverse_reach);
-        const float w = fast_exp2((p - 1.0f) * fast_log2(a));
+        const float w = vanishing_exp2((p - 1.0f) * fast_log2(a));
         const float is_right = float(std::uint32_t(float_to_bits(d)) >> 31), is_left = 1.0f - is_right;
         left_weight[lane] += is_left * w;
         right_weight[lane] += is_right * w;
@@ -181,7 +176,7 @@ AUGSERVE_SIMD GradientSums gradient_sums_power(const float *values, const float 
     each(n, [&](std::size_t i, std::size_t lane) AUGSERVE_LAMBDA {
         const float s = (values[i] - t.center) * t.inverse;
         const float a = std::fabs(s) < power.least ? power.least : std::fabs(s);
-        const float log = fast_log2(a) - power.log2_reach, w = fast_exp2(power.power * log);
+        const float log = fast_log2(a) - power.log2_reach, w = vanishing_exp2(power.power * log);
         sum[lane] += dy[i];
         product[lane] += dy[i] * s;
         weight[lane] += w;
@@ -219,7 +214,7 @@ AUGSERVE_SIMD void gradient_block_power(const float *values, const float *dy, fl
     each(n, [&](std::size_t i, std::size_t) AUGSERVE_LAMBDA {
         const float s = (values[i] - t.center) * t.inverse;
         const float a = std::fabs(s) < power.least ? power.least : std::fabs(s);
-        const float w = fast_exp2(power.power * (fast_log2(a) - power.log2_reach));
+        const float w = vanishing_exp2(power.power * (fast_log2(a) - power.log2_reach));
         out[i] = by.by_dy * dy[i] + (by.by_t * s + by.by_weight * w + by.constant);
     });
 }

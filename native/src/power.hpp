@@ -27,7 +27,7 @@ AUGSERVE_INLINE float fast_log2(float a) {
     constexpr std::int32_t root_half = 0x3f3504f3;
     const std::int32_t bits = float_to_bits(a);
     const std::int32_t exponent = (bits - root_half) >> 23;
-    const float f = bits_to_float(bits - (exponent << 23)) - 1.0f;
+    const float f = bits_to_float(bits - exponent * (1 << 23)) - 1.0f;
     float p = 0.12541235983371735f;
     p = p * f - 0.21030330657958984f;
     p = p * f + 0.2173794060945511f;
@@ -53,5 +53,13 @@ AUGSERVE_INLINE float fast_exp2(float v) {
     p = p * f + 1.0000001192092896f;
     return p * bits_to_float((whole + 127) << 23);
 }
+
+// 0 where the condition holds. Written without a choice: compilers make a branch of one, and do not vectorise it.
+AUGSERVE_INLINE float unless(bool condition, float value) {
+    return bits_to_float(float_to_bits(value) & (std::int32_t(condition) - 1));
+}
+
+// fast_exp2 where v may be so small that the power is 0.
+AUGSERVE_INLINE float vanishing_exp2(float v) { return unless(v < -126.0f, fast_exp2(v)); }
 
 }  // namespace augserve

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from augserve.errors import InputError
+from augserve.errors import ConfigurationError, InputError
+from augserve.norms.kernels import native
 from augserve.norms.median.gradient import influence, sensitivity
-from augserve.norms.median.solve import solve
+from augserve.norms.median.solve import OUT_OF_RANGE, solve
 from augserve.norms.median.values import ROWS, Stored
 from augserve.norms.reduction import Reduction, Segments
 
@@ -44,6 +45,10 @@ def _solve(
     rtol: float,
     max_steps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if index is None and x.dtype == torch.float32 and native.covers(x):
+        if exponents is not None and not interior and not bool((exponents >= 1).all()):
+            raise ConfigurationError(OUT_OF_RANGE)
+        return native.median(x, exponents, start, phi, rtol, max_steps)
     values = Stored(x, _reduction(index, size))
     exponent = phi if exponents is None else exponents
     result, moments = solve(values, exponent, rtol, max_steps, start=start, interior=interior)

@@ -33,6 +33,7 @@ PADDING = 0.4  # of rtol, the first push past the root
 PADDING_GROWTH = 4.0
 STEP_RATIO = 0.25  # a step this much shorter than the last one is progress
 PATIENCE = 3  # passes without progress before a bisection
+OUT_OF_RANGE = "every phi must lie in [1, inf]: 1 median, 2 mean, inf midrange; got another"
 INITIAL_BRACKET = 1.001  # of std, for phi <= 2; the excess covers rounding of mean and std
 
 
@@ -170,7 +171,7 @@ def _closed_form(
         return torch.as_tensor(few, device=phi.device), middle
     if isinstance(phi, Tensor):
         if not bool((phi >= 1).all()):
-            raise ConfigurationError("every phi must lie in [1, inf]: 1 median, 2 mean, inf midrange; got another")
+            raise ConfigurationError(OUT_OF_RANGE)
         exact = torch.where(phi == 2, mean, middle)
         if bool((phi == 1).any()):
             exact = torch.where((phi == 1) & ~torch.as_tensor(few), z.median(), exact)

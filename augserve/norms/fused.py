@@ -1,0 +1,110 @@
+"""A norm as one differentiable function over the kernels: statistics, affine map and backward in one call each.
+
+Only x, the parameters and four numbers a channel are kept for backward. Where gradients are to be differentiated
+again, backward is written in plain torch instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from augserve.norms.functional import SOLVER
+from augserve.norms.kernels import operators, reference
+from augserve.norms.kernels.spec import AUG, Spec
+from augserve.norms.median.problem import largest_phi
+
+RTOL, MAX_STEPS = SOLVER[torch.float32]
+
+
+def make_spec(kind: int, exponent: float, eps: float) -> Spec:
+    """Return the norm with the layers' precision of the median."""
+    return Spec(kind, exponent, eps, RTOL, MAX_STEPS)
+
+
+def covers(x: Tensor, spec: Spec) -> bool:
+    """Return whether a kernel normalizes x and differentiates that.
+
+    Not where phi has a closed form with a gradient at few values (1, or so large that it is the midrange), and not
+    inside torch.func: its transforms need operations that they know.
+    """
+    if spec.kind == AUG and not 1 < spec.exponent <= largest_phi(torch.float32):
+        return False
+    return operators.covers(x) and not torch._C._are_functorch_transforms_active()
+
+
+def normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    exponents: Tensor | None,
+    start: Tensor | None,
+    spec: Spec,
+) -> tuple[Tensor, Tensor]:
+    """Normalize x (N, C, *spatial) with its own statistics.
+
+    Args:
+        x: of which `covers` is true.
+        weight: (C,), or None for 1.
+        bias: (C,), or None for 0.
+        exponents: phi of each channel (C,), in (1, inf), instead of spec.exponent.
+        start: where the solver begins (C,), or None for the mean.
+        spec: the norm.
+
+    Returns:
+        y like x, differentiable in x, weight, bias and exponents; float32 (4, C): center, spread (variance; max -
+        min) and two more that backward needs, without gradient.
+    """
+    weight, bias, exponents, start = (_float(part) for part in (weight, bias, exponents, start))
+    if not torch.is_grad_enabled():
+        y, statistics = operators.norm_forward(x, weight, bias, exponents, start, *spec)
+        return y, statistics
+    y, statistics = _Norm.apply(x, weight, bias, exponents, start, *spec)  # type: ignore[no-untyped-call]
+    return y, statistics
+
+
+def _float(part: Tensor | None) -> Tensor | None:
+    return part if part is None or part.dtype == torch.float32 else part.float()
+
+
+class _Norm(torch.autograd.Function):
+    # In the old style, with ctx in forward: it costs half of the new one, and torch.func does not come here.
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        exponents: Tensor | None,
+        start: Tensor | None,
+        kind: int,
+        exponent: float,
+        eps: float,
+        rtol: float,
+        max_steps: int,
+    ) -> tuple[Tensor, Tensor]:
+        y, statistics = operators.norm_forward(
+            x, weight, bias, exponents, start, kind, exponent, eps, rtol, max_steps
+        )
+        ctx.save_for_backward(x, weight, bias, exponents, statistics)
+        ctx.norm = (kind, exponent, eps, rtol, max_steps)
+        ctx.mark_non_differentiable(statistics)
+        return y, statistics
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, exponents, statistics = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            given = [x, weight, bias, exponents]
+            return *reference.gradients(grads[0], given, Spec(*ctx.norm), again=True), *(None,) * 6
+        d_x, parameters = operators.norm_backward(grads[0], x, weight, statistics, exponents, *ctx.norm)
+        d_weight, d_bias, d_exponents = parameters.unbind()
+        return (
+            d_x,
+            None if weight is None else d_weight,
+            None if bias is None else d_bias,
+            None if exponents is None else d_exponents,
+            *(None,) * 6,
+        )

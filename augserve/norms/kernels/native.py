@@ -1,0 +1,276 @@
+"""The native C++ kernels for tensors on the CPU: arguments packed for the plain C interface of native/.
+
+The structs are those of native/include/augserve.h; every field is 8 bytes wide, so that one `struct.pack` makes one.
+Whether the library is there, and may be used, is asked when this module is imported (see `augserve.native`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from augserve.errors import InputError
+from augserve.native import load_library
+from augserve.norms.kernels.spec import Groups, Spec
+
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+_FORWARD = struct.Struct("<6q3q3q4q2dqdqqq3q2q5q")
+_BACKWARD = struct.Struct("<6q3q3q3q4q2dq4q3q")
+_MEDIAN = struct.Struct("<4qd2qdq5q2q")
+
+
+class Library(NamedTuple):
+    """The functions of the library."""
+
+    forward: ctypes._CFuncPtr
+    backward: ctypes._CFuncPtr
+    median: ctypes._CFuncPtr
+    message: ctypes._CFuncPtr
+
+
+def _open() -> Library | None:
+    loaded = load_library()
+    if loaded is None:
+        return None
+    found = Library(
+        loaded.augserve_run_forward,
+        loaded.augserve_run_backward,
+        loaded.augserve_run_median,
+        loaded.augserve_message,
+    )
+    for run in found[:3]:
+        run.argtypes, run.restype = (ctypes.c_char_p, ctypes.c_void_p), ctypes.c_int
+    found.message.argtypes, found.message.restype = (ctypes.c_int,), ctypes.c_char_p
+    return found
+
+
+LIBRARY = _open()
+
+
+def covers(x: Tensor) -> bool:
+    """Return whether the kernels take x (N, C, ...)."""
+    return LIBRARY is not None and x.device.type == "cpu" and x.dtype in DTYPES
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    exponents: Tensor | None,
+    start: Tensor | None,
+    spec: Spec,
+) -> tuple[Tensor, Tensor]:
+    """Normalize x with its own statistics.
+
+    Args:
+        x: (N, C, *spatial), one of `DTYPES`.
+        weight: float32 (C,), or None for 1.
+        bias: float32 (C,), or None for 0.
+        exponents: float32 (C,), phi of each channel instead of spec.exponent.
+        start: float32 (C,), where the solver begins; None: the mean.
+        spec: the norm.
+
+    Returns:
+        y like x; float32 (4, C): center, spread, first, second, as augserve.h defines them.
+    """
+    statistics = torch.empty((4, x.shape[1]))
+    y = _forward(x, (weight, bias, exponents, start), spec, statistics=statistics)
+    return y, statistics
+
+
+def grouped(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    exponents: Tensor | None,
+    running: tuple[Tensor, Tensor] | None,
+    groups: Groups | None,
+    tracked_weight: Tensor,
+    spec: Spec,
+) -> Tensor:
+    """Normalize each group of rows with its own statistics, blended with the running ones.
+
+    Args:
+        x: as `forward`.
+        weight: as `forward`.
+        bias: as `forward`.
+        exponents: as `forward`.
+        running: running center and spread, float32 (C,) each; None where every weight is 0.
+        groups: the groups; None: all rows are one.
+        tracked_weight: float32 (G,), lambda of each group.
+        spec: the norm.
+    """
+    return _forward(x, (weight, bias, exponents, None), spec, running, groups, tracked_weight)
+
+
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, exponents: Tensor | None, spec: Spec
+) -> tuple[Tensor, Tensor]:
+    """Return dL/dx like x, and float32 (3, C): dL/dweight, dL/dbias, dL/dexponents (0 without exponents).
+
+    Args:
+        dy: dL/dy, the shape of x.
+        x: as `forward` took it.
+        weight: as `forward` took it.
+        statistics: as `forward` gave them.
+        exponents: as `forward` took them.
+        spec: as `forward` took it.
+    """
+    x, x_layout = _laid_out(x)
+    dy, dy_layout = _laid_out(dy.to(x.dtype))
+    dx, dx_layout = torch.empty_like(x), x_layout
+    n, c = x.shape[:2]
+    parameters = torch.empty((3, c)) if exponents is not None else torch.zeros((3, c))
+    own, to = statistics.data_ptr(), parameters.data_ptr()
+    arguments = _BACKWARD.pack(
+        spec.kind,
+        DTYPES[x.dtype],
+        torch.get_num_threads(),
+        n,
+        c,
+        _positions(x),
+        *x_layout,
+        *dy_layout,
+        *dx_layout,
+        x.data_ptr(),
+        dy.data_ptr(),
+        dx.data_ptr(),
+        _pointer(weight),
+        spec.exponent,
+        spec.eps,
+        _pointer(exponents),
+        own,
+        own + 4 * c,
+        own + 8 * c,
+        own + 12 * c,
+        to,
+        to + 4 * c,
+        0 if exponents is None else to + 8 * c,
+    )
+    _run(_need().backward, arguments)
+    return dx, parameters
+
+
+def median(
+    rows: Tensor, exponents: Tensor | None, start: Tensor | None, exponent: float, rtol: float, max_steps: int
+) -> tuple[Tensor, ...]:
+    """Return value, lower, upper, steps, status, mean and biased variance of each row, (R, 1).
+
+    Args:
+        rows: float32 (R, m), m >= 1.
+        exponents: float32 (R, 1), or None.
+        start: float32 (R, 1), or None.
+        exponent: phi of all rows where `exponents` is None.
+        rtol: width of the bracket, in standard deviations.
+        max_steps: passes at most.
+    """
+    rows = rows.contiguous()
+    count = rows.shape[0]
+    exponents, start = (None if part is None else part.contiguous() for part in (exponents, start))
+    real, whole = torch.empty((5, count, 1)), torch.empty((2, count, 1), dtype=torch.int64)
+    to, at = real.data_ptr(), whole.data_ptr()
+    arguments = _MEDIAN.pack(
+        torch.get_num_threads(),
+        count,
+        rows.shape[1],
+        rows.data_ptr(),
+        exponent,
+        _pointer(exponents),
+        _pointer(start),
+        rtol,
+        max_steps,
+        *(to + 4 * count * k for k in range(5)),
+        at,
+        at + 8 * count,
+    )
+    _run(_need().median, arguments)
+    value, lower, upper, mean, var = (part.clone() for part in real)
+    steps, status = (part.clone() for part in whole)
+    return value, lower, upper, steps, status, mean, var
+
+
+def _forward(
+    x: Tensor,
+    parameters: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    spec: Spec,
+    running: tuple[Tensor, Tensor] | None = None,
+    groups: Groups | None = None,
+    tracked_weight: Tensor | None = None,
+    statistics: Tensor | None = None,
+) -> Tensor:
+    weight, bias, exponents, start = parameters
+    x, x_layout = _laid_out(x)
+    y = torch.empty_like(x)
+    n, c = x.shape[:2]
+    own = 0 if statistics is None else statistics.data_ptr()
+    arguments = _FORWARD.pack(
+        spec.kind,
+        DTYPES[x.dtype],
+        torch.get_num_threads(),
+        n,
+        c,
+        _positions(x),
+        *x_layout,
+        *x_layout,
+        x.data_ptr(),
+        y.data_ptr(),
+        _pointer(weight),
+        _pointer(bias),
+        spec.exponent,
+        spec.eps,
+        _pointer(exponents),
+        spec.rtol,
+        spec.max_steps,
+        _pointer(start),
+        1 if groups is None else groups.offsets.shape[0] - 1,
+        0 if groups is None else groups.order.data_ptr(),
+        0 if groups is None else groups.offsets.data_ptr(),
+        _pointer(tracked_weight),
+        0 if running is None else running[0].data_ptr(),
+        0 if running is None else running[1].data_ptr(),
+        own,
+        own and own + 4 * c,
+        own and own + 8 * c,
+        own and own + 12 * c,
+        0,
+    )
+    _run(_need().forward, arguments)
+    return y
+
+
+def _laid_out(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+    """Return x, or a contiguous copy of it, with its strides of rows, channels and positions."""
+    if x.is_contiguous():
+        positions = _positions(x)
+        return x, (x.shape[1] * positions, positions, 1)
+    if x.ndim in (4, 5):
+        layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+        if x.is_contiguous(memory_format=layout):
+            return x, (x.shape[1] * _positions(x), 1, x.shape[1])
+    return _laid_out(x.contiguous())
+
+
+def _positions(x: Tensor) -> int:
+    channels = x.shape[0] * x.shape[1]
+    return x.numel() // channels if channels else 1
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _need() -> Library:
+    if LIBRARY is None:
+        raise InputError("the native library is not there; see `augserve info`")
+    return LIBRARY
+
+
+def _run(function: ctypes._CFuncPtr, arguments: bytes) -> None:
+    code = function(arguments, None)
+    if code:
+        raise InputError(f"native kernel: {_need().message(code).decode()}")

@@ -1,0 +1,110 @@
+"""The kernels as operators of torch, which torch.compile and torch.export keep as they are.
+
+    augserve::norm_forward   normalize (N, C, *spatial) with its own statistics
+    augserve::norm_backward  the gradients of that
+    augserve::norm_grouped   normalize each group of rows, with running statistics blended in
+
+The device of x chooses: native on the CPU, Triton on CUDA, plain torch where neither is there or takes x. The
+operators themselves know no gradient: `augserve.norms.fused` puts them together as one differentiable function.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from augserve.norms.kernels import cuda, native, reference
+from augserve.norms.kernels.spec import Groups, Spec
+
+_LIBRARY = torch.library.Library("augserve", "FRAGMENT")
+_NORM = "int kind, float exponent, float eps, float rtol, int max_steps"
+_LIBRARY.define(
+    "norm_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? exponents, Tensor? start, "
+    f"{_NORM}) -> (Tensor, Tensor)"
+)
+_LIBRARY.define(
+    "norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor statistics, Tensor? exponents, "
+    f"{_NORM}) -> (Tensor, Tensor)"
+)
+_LIBRARY.define(
+    "norm_grouped(Tensor x, Tensor? weight, Tensor? bias, Tensor? exponents, Tensor? running_center, "
+    f"Tensor? running_spread, Tensor? order, Tensor? offsets, Tensor tracked_weight, {_NORM}) -> Tensor"
+)
+
+
+def covers(x: Tensor) -> bool:
+    """Return whether there is a fast kernel for x (N, C, *spatial); the operators take any x."""
+    return native.covers(x) or cuda.covers(x)
+
+
+def _kernels(x: Tensor) -> Any:
+    if native.covers(x):
+        return native
+    return cuda if cuda.covers(x) else reference
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    exponents: Tensor | None,
+    start: Tensor | None,
+    *norm: Any,
+) -> tuple[Tensor, Tensor]:
+    y, statistics = _kernels(x).forward(x, weight, bias, exponents, start, Spec(*norm))
+    return y, statistics
+
+
+def _backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, exponents: Tensor | None, *norm: Any
+) -> tuple[Tensor, Tensor]:
+    dx, parameters = _kernels(x).backward(dy, x, weight, statistics, exponents, Spec(*norm))
+    return dx, parameters
+
+
+def _grouped(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    exponents: Tensor | None,
+    running_center: Tensor | None,
+    running_spread: Tensor | None,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    tracked_weight: Tensor,
+    *norm: Any,
+) -> Tensor:
+    running = None if running_center is None or running_spread is None else (running_center, running_spread)
+    groups = None if order is None or offsets is None else Groups(order, offsets)
+    y: Tensor = _kernels(x).grouped(x, weight, bias, exponents, running, groups, tracked_weight, Spec(*norm))
+    return y
+
+
+def _statistics_like(x: Tensor) -> Tensor:
+    return x.new_empty((4, x.shape[1]), dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+for _name, _kernel in (("norm_forward", _forward), ("norm_backward", _backward), ("norm_grouped", _grouped)):
+    _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("augserve::norm_forward", lib=_LIBRARY)
+def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), _statistics_like(x)
+
+
+@torch.library.register_fake("augserve::norm_backward", lib=_LIBRARY)
+def _(dy: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), _statistics_like(x)[:3].clone()
+
+
+@torch.library.register_fake("augserve::norm_grouped", lib=_LIBRARY)
+def _(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+norm_forward = torch.ops.augserve.norm_forward.default
+norm_backward = torch.ops.augserve.norm_backward.default
+norm_grouped = torch.ops.augserve.norm_grouped.default
