@@ -96,6 +96,8 @@ class AugNorm(HasExponent, StatisticsNorm):
 
     @override
     def exponents(self) -> Tensor | None:
+        if not self.learn_phi:
+            return None
         phi = self.phi
         return phi if isinstance(phi, Tensor) else None
 

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, distributed, nn
 
 from augserve.errors import InputError, StatisticsError
-from augserve.norms.fused import covers, normalize
+from augserve.norms.fused import covers, normalize, runs_now, train
 from augserve.norms.grouping import Grouping
-from augserve.norms.kernels.operators import norm_grouped
-from augserve.norms.kernels.spec import Groups, Spec
+from augserve.norms.kernels.operators import has_kernel, norm_grouped
+from augserve.norms.kernels.spec import Groups, Moving, Spec
 from augserve.norms.median.values import Values
 from augserve.norms.processes import Processes, ProcessGroup
 from augserve.norms.reduction import Local, Reduction, along_channels, reduced_dims, require_floating
@@ -154,6 +154,8 @@ class StatisticsNorm(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x (N, C, *spatial); the shape and dtype of the result are those of x."""
         self._check_input(x)
+        if self.training and (y := self._train_now(x)) is not None:
+            return y
         if torch.onnx.is_in_onnx_export():
             return norm_node(self, x)
         if x.shape[0] == 0 and not self.synchronised:
@@ -177,6 +179,28 @@ class StatisticsNorm(nn.Module, ABC):
         if self.synchronised:
             return Processes.over(x, dims, self.process_group)
         return Local(dims)
+
+    def _train_now(self, x: Tensor) -> Tensor | None:
+        """Do all of a training step's work in one call of a native kernel, or return None where that cannot be."""
+        if self.grouping is not None or self.process_group is not False or not runs_now(x):
+            return None
+        spec = self.spec()
+        if spec is None or not has_kernel(spec) or x.shape[0] == 0:
+            return None
+        moving, count = None, x.numel() // x.shape[1]
+        if count <= 1:
+            self._require_values(count, x)
+        # Looked up where nn.Module keeps them: on small data its attribute access is seen.
+        parameters, buffers = self._parameters, self._buffers
+        if self.track_running_stats:
+            center, spread, batches = buffers["running_mean"], buffers[self.spread], buffers["num_batches_tracked"]
+            if self.momentum is None or center is None or spread is None or batches is None:
+                return None
+            if center.dtype != torch.float32 or spread.dtype != torch.float32:
+                return None
+            batches.add_(1)
+            moving = Moving(center, spread, self.momentum, count / (count - 1))
+        return train(x, parameters["weight"], parameters["bias"], self.exponents(), self.start(), spec, moving)
 
     def _train(self, x: Tensor) -> Tensor:
         if self.grouping is not None and self.synchronised:
@@ -223,7 +247,7 @@ class StatisticsNorm(nn.Module, ABC):
         )
 
     def _blend(self, x: Tensor, spec: Spec, groups: Groups | None, tracked_weight: Tensor) -> Tensor:
-        running = None, None
+        running: tuple[Tensor | None, Tensor | None] = None, None
         if self.track_running_stats:
             running = self._buffer("running_mean").float(), self._buffer(self.spread).float()
         parameters = (None if p is None else p.float() for p in (self.weight, self.bias, self.exponents()))

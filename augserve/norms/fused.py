@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from augserve.norms.functional import SOLVER
-from augserve.norms.kernels import operators, reference
-from augserve.norms.kernels.spec import AUG, Spec
-from augserve.norms.median.problem import largest_phi
+from augserve.norms.kernels import native, operators, reference
+from augserve.norms.kernels.spec import Moving, Spec
 
 RTOL, MAX_STEPS = SOLVER[torch.float32]
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def make_spec(kind: int, exponent: float, eps: float) -> Spec:
@@ -30,9 +30,7 @@ def covers(x: Tensor, spec: Spec) -> bool:
     Not where phi has a closed form with a gradient at few values (1, or so large that it is the midrange), and not
     inside torch.func: its transforms need operations that they know.
     """
-    if spec.kind == AUG and not 1 < spec.exponent <= largest_phi(torch.float32):
-        return False
-    return operators.covers(x) and not torch._C._are_functorch_transforms_active()
+    return operators.has_kernel(spec) and operators.covers(x) and not torch._C._are_functorch_transforms_active()
 
 
 def normalize(
@@ -63,6 +61,38 @@ def normalize(
         return y, statistics
     y, statistics = _Norm.apply(x, weight, bias, exponents, start, *spec)  # type: ignore[no-untyped-call]
     return y, statistics
+
+
+def runs_now(x: Tensor) -> bool:
+    """Return whether a native kernel may be called for x at once, past torch's dispatch.
+
+    Not where something looks on: a compiler, an exporter, a tracer, a mode or a subclass of Tensor.
+    """
+    return (
+        native.covers(x)
+        and type(x) in PLAIN
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def train(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    exponents: Tensor | None,
+    start: Tensor | None,
+    spec: Spec,
+    moving: Moving | None,
+) -> Tensor:
+    """`normalize` for x of which `runs_now` is true, with the running statistics updated on the way."""
+    weight, bias, exponents, start = (_float(part) for part in (weight, bias, exponents, start))
+    if not torch.is_grad_enabled():
+        return native.forward(x, weight, bias, exponents, start, spec, moving)[0]
+    y: Tensor = _Now.apply(x, weight, bias, exponents, start, spec, moving)  # type: ignore[no-untyped-call]
+    return y
 
 
 def _float(part: Tensor | None) -> Tensor | None:
@@ -107,4 +137,45 @@ class _Norm(torch.autograd.Function):
             None if bias is None else d_bias,
             None if exponents is None else d_exponents,
             *(None,) * 6,
+        )
+
+
+class _Now(torch.autograd.Function):
+    """`_Norm` without torch's dispatch, which takes as long as a kernel on small data."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        exponents: Tensor | None,
+        start: Tensor | None,
+        spec: Spec,
+        moving: Moving | None,
+    ) -> Tensor:
+        y, statistics = native.forward(x, weight, bias, exponents, start, spec, moving)
+        ctx.save_for_backward(x, weight, bias, exponents, statistics)
+        ctx.spec = spec
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, exponents, statistics = ctx.saved_tensors
+        spec = ctx.spec
+        if torch.is_grad_enabled():
+            given = [x, weight, bias, exponents]
+            return *reference.gradients(grads[0], given, spec, again=True), None, None, None
+        if runs_now(grads[0]):
+            d_x, parameters = native.backward(grads[0], x, weight, statistics, exponents, spec)
+        else:
+            d_x, parameters = operators.norm_backward(grads[0], x, weight, statistics, exponents, *spec)
+        return (
+            d_x,
+            None if weight is None else parameters[0],
+            None if bias is None else parameters[1],
+            None if exponents is None else parameters[2],
+            None,
+            None,
+            None,
         )

@@ -6,7 +6,7 @@
  * neither on the number of threads nor on other groups or channels, to the bit.
  *
  * Every field of a struct is 8 bytes wide: an int64, a double or a pointer. Functions return 0, or a negative code
- * whose text augserve_message() gives; on an error nothing has been written.
+ * whose text augserve_message() gives; on an error nothing has been written, but where memory ran out meanwhile.
  */
 #ifndef AUGSERVE_H
 #define AUGSERVE_H
@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Raised when a struct or the meaning of a function changes; the caller compares it before anything else. */
-#define AUGSERVE_ABI 1
+#define AUGSERVE_ABI 2
 
 enum augserve_dtype { AUGSERVE_FLOAT32 = 0, AUGSERVE_FLOAT16 = 1, AUGSERVE_BFLOAT16 = 2 };
 
@@ -66,6 +66,10 @@ typedef struct augserve_forward {
      * min); AUG: first = mean - mu, second = max |x - mu|, both ROBUST: first = min, second = max; passes taken. */
     float *center, *spread, *first, *second;
     int64_t *steps;
+    /* Running averages (C) that move toward the statistics of a single group, or NULL: moving += momentum (new -
+     * moving), where the spread is the variance times `unbiased`, the denominator, or the range. */
+    double momentum, unbiased;
+    float *moving_center, *moving_spread;
 } augserve_forward;
 
 /* Gradients of y = weight (x - center) / divisor + bias through the batch's own statistics (one group). */
@@ -79,7 +83,7 @@ typedef struct augserve_backward {
     double exponent, eps;
     const float *exponents;
     const float *center, *spread, *first, *second; /* (C), as augserve_run_forward wrote them */
-    float *dweight, *dbias, *dexponent;            /* (C), or NULL */
+    float *dweight, *dbias, *dexponent;            /* (C), or NULL; dexponent is 0 without exponents */
 } augserve_backward;
 
 /* The generalized geometric median of each row of x (R, m), rows contiguous. */

@@ -8,8 +8,8 @@
 //   ROBUST  dL/dx_i = gamma r (dL/dy_i - A / m) -+ gamma r B p range^(p - 1) / (number of ties), at max and min
 //   both    dL/dgamma = B, dL/dbeta = A
 //
-// The weights and dmu/dphi do not change when all differences are divided by one number: t has the size of 1, and for
-// phi > 2 the largest difference is 1, so that no power overflows.
+// The weights and dmu/dphi do not change when all differences are divided by one number: for powers the largest
+// difference is 1, so that none overflows.
 
 #include <algorithm>
 #include <cmath>
@@ -58,9 +58,9 @@ Channel describe(const augserve_backward &a, std::size_t c, std::size_t count) {
     channel.t = {a.center[c], float(channel.r)};
     channel.weights = kind_of_weights(a, channel.phi, count, a.exponents != nullptr && a.dexponent != nullptr);
     channel.power = {float(channel.phi - 2), float(std::max(LEAST * std, 1e-30)), 0.0f};
-    // Powers of more than 2 - 1 grow: they are taken of differences over the largest one.
+    // Powers are taken of differences over the largest one, and so are logarithms.
     const double reach = double(a.second[c]) * channel.r;
-    if (around_median && channel.phi > 2 && reach > 0) channel.power.log2_reach = float(std::log2(reach));
+    if (channel.weights == Weights::POWER && reach > 0) channel.power.log2_reach = float(std::log2(reach));
     return channel;
 }
 

@@ -69,6 +69,20 @@ AUGSERVE_SIMD void to_bfloat16(const float *AUGSERVE_RESTRICT from, std::uint16_
     for (std::size_t i = 0; i < n; i++) to[i] = narrow_bfloat16(from[i]);
 }
 
+AUGSERVE_SIMD void copy_segments(const float *AUGSERVE_RESTRICT from, std::ptrdiff_t from_step,
+                                 float *AUGSERVE_RESTRICT to, std::ptrdiff_t to_step, std::size_t segments,
+                                 std::size_t n) {
+    constexpr std::size_t width = 16;
+    const std::size_t whole = n - n % width;
+    for (std::size_t s = 0; s < segments; s++, from += from_step, to += to_step) {
+        for (std::size_t i = 0; i < whole; i += width) {
+#pragma omp simd
+            for (std::size_t k = 0; k < width; k++) to[i + k] = from[i + k];
+        }
+        for (std::size_t i = whole; i < n; i++) to[i] = from[i];
+    }
+}
+
 void separate(const float *AUGSERVE_RESTRICT from, std::size_t stride, float *AUGSERVE_RESTRICT to,
               std::size_t leading, std::size_t n, std::size_t lanes) {
     constexpr std::size_t rows = 16;

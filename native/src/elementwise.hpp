@@ -20,6 +20,10 @@ void from_bfloat16(const std::uint16_t *from, float *to, std::size_t n);
 void to_float16(const float *from, std::uint16_t *to, std::size_t n);
 void to_bfloat16(const float *from, std::uint16_t *to, std::size_t n);
 
+// Copy `segments` runs of n values, which lie `from_step` and `to_step` apart.
+void copy_segments(const float *from, std::ptrdiff_t from_step, float *to, std::ptrdiff_t to_step,
+                   std::size_t segments, std::size_t n);
+
 // Lay `lanes` interleaved sequences of n values, `stride` apart, side by side with `leading` between them, and back.
 void separate(const float *from, std::size_t stride, float *to, std::size_t leading, std::size_t n,
               std::size_t lanes);

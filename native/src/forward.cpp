@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <limits>
 #include <vector>
 
@@ -36,42 +37,61 @@ double divisor(const augserve_forward &a, double spread) {
     }
 }
 
-// The statistics of the group's own values; `values` may come out multiplied with a power of two.
+// The statistics of one channel in one group, found step by step. Its values may come out multiplied with a power of
+// two, `scale()`, where their squares would not be floats.
 class Channel {
 public:
-    Channel(const augserve_forward &a, const Group &group, Values &values, float *sample)
-        : a_(a), group_(group), values_(values), sample_(sample) {}
+    Channel(const augserve_forward &a, const Group &group, const Values &values)
+        : a_(a), group_(group), values_(values) {}
 
-    Statistics own() const {
-        Moments found = moments(values_);
-        if (!found.finite) return nothing();
-        const float scale = safe_scale(found.low, found.high);
+    const Values &values() const { return values_; }
+
+    // `sample` is memory for `sampled_start`.
+    void begin(float *sample) {
+        found_ = moments(values_);
+        if (!found_.finite) return;
+        const float scale = safe_scale(found_.low, found_.high);
         if (scale != 1.0f) {
             values_.multiply(scale);
-            found = moments(values_);
+            found_ = moments(values_);
         }
-        const double unit = 1.0 / double(scale);
-        return a_.kind == AUGSERVE_AUG ? around_median(found, unit) : with_range(found, unit);
+        unit_ = 1.0 / double(scale);
+        const double phi = a_.exponents ? double(a_.exponents[values_.channel]) : a_.exponent;
+        if (a_.kind != AUGSERVE_AUG || !(phi >= 1)) return;
+        const Solver solver{phi, a_.rtol, int(a_.max_steps)};
+        double start = a_.start ? double(a_.start[values_.channel]) / unit_ : std::nan("");
+        const bool far = values_.plan->count() > MOST_COPIED;
+        if (far && !a_.start && phi != 2 && phi != 1) start = sampled_start(values_, solver, sample);
+        search_.emplace(values_, found_, solver, start);
+    }
+
+    bool running() const { return search_ && search_->running(); }
+    void pass() { search_->pass(); }
+
+    Statistics statistics() const {
+        const bool some = values_.plan->count() > 0;
+        const Statistics own = search_                                              ? around_median(search_->result())
+                               : some && found_.finite && a_.kind != AUGSERVE_AUG ? with_range()
+                                                                                  : nothing();
+        if (some) {
+            move(a_.moving_center, own.center);
+            move(a_.moving_spread, a_.kind == AUGSERVE_AUG ? own.spread * a_.unbiased : own.spread);
+        }
+        return own;
     }
 
 private:
-    Statistics around_median(const Moments &found, double unit) const {
-        const double phi = a_.exponents ? double(a_.exponents[values_.channel]) : a_.exponent;
-        if (!(phi >= 1)) return nothing();
-        const Solver solver{phi, a_.rtol, int(a_.max_steps)};
-        double start = a_.start ? double(a_.start[values_.channel]) / unit : std::nan("");
-        if (!a_.start && !values_.copied && phi != 2 && phi != 1) start = sampled_start(values_, solver, sample_);
-        const Median mu = median(values_, found, solver, start);
-        const double offset = found.mean - mu.value, var = (found.var + offset * offset) * unit * unit;
-        const double reach = std::max(double(found.high) - mu.value, mu.value - double(found.low));
-        note(mu.value * unit, var, offset * unit, reach * unit, mu.steps);
-        return {mu.value * unit, var};
+    Statistics around_median(const Median &mu) const {
+        const double offset = found_.mean - mu.value, var = (found_.var + offset * offset) * unit_ * unit_;
+        const double reach = std::max(double(found_.high) - mu.value, mu.value - double(found_.low));
+        note(mu.value * unit_, var, offset * unit_, reach * unit_, mu.steps);
+        return {mu.value * unit_, var};
     }
 
-    Statistics with_range(const Moments &found, double unit) const {
-        const double range = (double(found.high) - double(found.low)) * unit;
-        note(found.mean * unit, range, found.low * unit, found.high * unit, 0);
-        return {found.mean * unit, a_.kind == AUGSERVE_ROBUST ? power_of_range(range, a_.exponent) : range};
+    Statistics with_range() const {
+        const double range = (double(found_.high) - double(found_.low)) * unit_;
+        note(found_.mean * unit_, range, found_.low * unit_, found_.high * unit_, 0);
+        return {found_.mean * unit_, a_.kind == AUGSERVE_ROBUST ? power_of_range(range, a_.exponent) : range};
     }
 
     // Of values, or an exponent, that are not all finite.
@@ -79,6 +99,12 @@ private:
         const double nan = std::nan("");
         note(nan, nan, nan, nan, 0);
         return {nan, nan};
+    }
+
+    void move(float *moving, double toward) const {
+        if (!moving) return;
+        float &value = moving[values_.channel];
+        value = float(double(value) + a_.momentum * (toward - double(value)));
     }
 
     void note(double center, double spread, double first, double second, std::int64_t steps) const {
@@ -92,8 +118,10 @@ private:
 
     const augserve_forward &a_;
     const Group &group_;
-    Values &values_;
-    float *sample_;
+    Values values_;
+    Moments found_{};
+    double unit_ = 1;
+    std::optional<Search> search_;
 };
 
 // The map of values that were multiplied with `values_scale`.
@@ -133,34 +161,59 @@ private:
     void run(std::size_t channel, std::size_t channels, const Group &group) {
         const Plan &plan = group.plan;
         const std::size_t leading = leading_dimension(plan.count());
-        const bool copied = plan.count() <= MOST_COPIED && (group.lambda != 1 || !rows_of_floats());
+        const bool copied = plan.count() <= MOST_COPIED && !in_place(group);
         float *memory = scratch(2 * BLOCK + (copied ? channels * leading : SAMPLE_SIZE));
         float *values = memory + 2 * BLOCK;
         if (copied) x_.load_tile(plan, channel, channels, values, leading);
+        std::vector<Channel> all;
+        all.reserve(channels);  // a search looks at the values of its channel where they are
         for (std::size_t k = 0; k < channels; k++) {
-            float *own = values + k * leading;
-            Values view{&plan, copied ? own : nullptr, &x_, channel + k, memory, 1.0f};
-            const Statistics used = statistics(group, view, values);
-            const Affine map = affine_of(a_, channel + k, used, double(view.scale));
-            if (!copied)
-                by_blocks(view, map, memory + BLOCK);
-            else if (rows_of_floats())
-                by_rows(view, map);
-            else
-                affine_block(own, own, plan.count(), map);
+            float *own = copied ? values + k * leading : nullptr;
+            all.emplace_back(a_, group, Values{&plan, own, &x_, channel + k, memory, 1.0f});
+            if (group.lambda != 1) all.back().begin(values);
         }
+        search(all);
+        for (const Channel &one : all) write(one, group, memory + BLOCK);
         if (copied && !rows_of_floats()) y_.store_tile(plan, channel, channels, values, leading);
+    }
+
+    // The channels take turns.
+    static void search(std::vector<Channel> &all) {
+        for (bool more = true; more;) {
+            more = false;
+            for (Channel &one : all)
+                if (one.running()) {
+                    one.pass();
+                    more = true;
+                }
+        }
+    }
+
+    void write(const Channel &one, const Group &group, float *buffer) const {
+        Values values = one.values();
+        // A running center may be too large for the unit of values so small.
+        if (group.lambda != 0 && values.scale > 1) values.multiply(1 / values.scale);
+        Statistics used{0, 0};
+        if (group.lambda != 1) used = one.statistics();
+        if (group.lambda != 0) used = blended(a_, group, values.channel, used);
+        const Affine map = affine_of(a_, values.channel, used, double(values.scale));
+        if (!values.copied)
+            by_blocks(values, map, buffer);
+        else if (rows_of_floats())
+            by_rows(values, map);
+        else
+            affine_block(values.copied, values.copied, values.plan->count(), map);
+    }
+
+    // Whether values are read from where they lie: rows long enough to make blocks of their own, or read only once.
+    bool in_place(const Group &group) const {
+        const bool floats = a_.dtype == AUGSERVE_FLOAT32 && x_.layout.position == 1;
+        return floats && (std::size_t(a_.positions) >= BLOCK || (group.lambda == 1 && rows_of_floats()));
     }
 
     // Whether y is written row by row, without a copy.
     bool rows_of_floats() const {
         return a_.dtype == AUGSERVE_FLOAT32 && y_.layout.position == 1 && std::size_t(a_.positions) >= LONG_ROW;
-    }
-
-    Statistics statistics(const Group &group, Values &view, float *sample) const {
-        Statistics own{0, 0};
-        if (group.lambda != 1) own = Channel(a_, group, view, sample).own();
-        return group.lambda == 0 ? own : blended(a_, group, view.channel, own);
     }
 
     void by_rows(const Values &view, Affine map) const {

@@ -43,8 +43,7 @@ int check(const augserve_forward &a) {
     if (a.dtype < AUGSERVE_FLOAT32 || a.dtype > AUGSERVE_BFLOAT16) return KIND;
     if (!exponent_ok(a.kind, a.exponent, a.exponents)) return EXPONENT;
     if (a.kind == AUGSERVE_AUG && !solver_ok(a.rtol, a.max_steps)) return SOLVER;
-    if (empty(a.rows, a.channels, a.positions)) return OK;
-    if (!a.x || !a.y) return MISSING;
+    if (!empty(a.rows, a.channels, a.positions) && (!a.x || !a.y)) return MISSING;
     if (a.order) {
         if (!a.offsets || a.groups < 1 || a.offsets[0] != 0 || a.offsets[a.groups] != a.rows) return GROUPS;
         for (std::int64_t g = 0; g < a.groups; g++)
@@ -55,7 +54,7 @@ int check(const augserve_forward &a) {
     if (a.tracked_weight)
         for (std::int64_t g = 0; g < (a.order ? a.groups : 1); g++) {
             if (!(a.tracked_weight[g] >= 0 && a.tracked_weight[g] <= 1)) return GROUPS;
-            if (a.tracked_weight[g] != 0 && (!a.running_center || !a.running_spread)) return MISSING;
+            if (a.tracked_weight[g] != 0 && a.channels > 0 && (!a.running_center || !a.running_spread)) return MISSING;
         }
     return OK;
 }
@@ -67,8 +66,8 @@ int check(const augserve_backward &a) {
     if (!exponent_ok(a.kind, a.exponent, a.exponents)) return EXPONENT;
     // The median and the midrange have gradients at a few values only: not here.
     if (a.kind == AUGSERVE_AUG && !a.exponents && !(a.exponent > 1 && a.exponent <= 1e9)) return EXPONENT;
-    if (empty(a.rows, a.channels, a.positions)) return OK;
-    if (!a.x || !a.dy || !a.dx || !a.center || !a.spread || !a.first || !a.second) return MISSING;
+    if (!empty(a.rows, a.channels, a.positions) && (!a.x || !a.dy || !a.dx)) return MISSING;
+    if (a.channels > 0 && (!a.center || !a.spread || !a.first || !a.second)) return MISSING;
     return OK;
 }
 
@@ -110,7 +109,7 @@ AUGSERVE_EXPORT const char *augserve_message(int code) {
         case KIND: return "an unknown kind of norm or type of data";
         case EXPONENT: return "the exponent is out of range: phi in [1, inf], for gradients in (1, 1e9]; p positive";
         case SOLVER: return "rtol must be positive and max_steps at least 1";
-        case GROUPS: return "the groups do not cover the rows, or a tracked weight is not in [0, 1]";
+        case GROUPS: return "the groups do not cover the rows, a tracked weight is not in [0, 1], or averages are to move toward several groups";
         case MEMORY: return "out of memory";
         default: return "an error of the system, such as no thread to be had";
     }

@@ -2,47 +2,13 @@
 // augserve/norms/median/solve.py describes it.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
-#include "view.hpp"
+#include "power_table.hpp"
+#include "values.hpp"
 
 namespace augserve {
-
-// The values of one channel, block by block: copied to one place beforehand and cut there, or loaded again for every
-// pass as the plan cuts them.
-struct Values {
-    const Plan *plan;
-    float *copied;        // or nullptr
-    const View *view;     // where they are loaded from
-    std::size_t channel;
-    float *buffer;        // of BLOCK floats, for load
-    float scale;          // a power of two that the loaded values are multiplied with
-
-    std::size_t blocks() const { return copied ? (plan->count() + BLOCK - 1) / BLOCK : plan->blocks; }
-    std::size_t size(std::size_t index) const {
-        return copied ? std::min(BLOCK, plan->count() - index * BLOCK) : plan->size(index);
-    }
-    const float *block(std::size_t index) const { return copied ? copied + index * BLOCK : load(index); }
-    void multiply(float by);
-
-private:
-    const float *load(std::size_t index) const;
-};
-
-// Mean, biased variance and extremes, in units of the scaled values.
-struct Moments {
-    double mean, var;
-    float low, high;
-    std::size_t zeros;
-    bool finite;
-};
-Moments moments(const Values &values);
-
-// A power of two that brings the largest of the values near 1 where squares of them might leave the range of float,
-// else 1.
-float safe_scale(float low, float high);
 
 struct Solver {
     double phi, rtol;
@@ -56,7 +22,52 @@ struct Median {
     std::int64_t steps, status;
 };
 
+// The search for one channel's median, pass by pass, so that several can take turns: while the numbers of one are
+// added up and its next step is taken, the processor is busy with the values of another.
+//
 // The values must be finite, and at least one. `start`: where to begin, NaN for the mean.
+class Search {
+public:
+    Search(const Values &values, const Moments &found, Solver solver, double start);
+
+    bool running() const { return running_; }
+    void pass();
+    Median result() const;
+
+private:
+    // A function with the sign of the residual, and where it would be 0 by what one pass knows of it.
+    struct Evaluation {
+        double g, estimate;
+    };
+    // Many values that are the same; see median.cpp.
+    struct Atom {
+        double count, z;
+        float value;
+    };
+
+    void finish(double exact);
+    void begin(double start);
+    void choose_table();
+    Evaluation evaluate_up_to_2() const;
+    Evaluation evaluate_above_2() const;
+    void advance(const Evaluation &found);
+    double standard(double value) const { return (value - center_) / std_; }
+
+    const Values *values_;
+    Moments found_;
+    Solver solver_;
+    bool running_ = false, exact_ = false;
+    double value_ = 0, std_ = 1;
+    float center_ = 0, inverse_ = 1;
+    Atom atom_;
+    PowerTable table_;
+    bool has_table_ = false;
+    double low_ = 0, high_ = 0, lower_ = 0, upper_ = 0, estimate_ = 0;
+    double sign_ = 0, padding_ = 0, last_step_ = 0, width_then_ = 0;
+    int stalled_ = 0, steps_ = 0;
+    float y_ = 0;
+};
+
 Median median(const Values &values, const Moments &found, Solver solver, double start);
 
 // A start from every so many-th block of very many values, which saves passes where the data do not stay in cache.

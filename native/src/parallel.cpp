@@ -4,9 +4,11 @@
 #include "parallel.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -41,10 +43,9 @@ OpenMP find_openmp() {
     return found;
 }
 
-const OpenMP &openmp() {
-    static OpenMP found = find_openmp();
-    if (!found.found()) found = find_openmp();  // torch may have come later
-    return found;
+OpenMP openmp() {
+    static const OpenMP found = find_openmp();
+    return found.found() ? found : find_openmp();  // torch may have come later
 }
 
 struct Share {
@@ -52,15 +53,47 @@ struct Share {
     void *argument;
     std::size_t tasks;
     const OpenMP *openmp;
+    std::atomic<bool> failed{false};
 
-    void run(std::size_t thread, std::size_t threads) const {
-        for (std::size_t task = thread; task < tasks; task += threads) body(argument, task);
+    void run(std::size_t thread, std::size_t threads) {
+        for (std::size_t task = thread; task < tasks; task += threads) one(this, task);
+    }
+
+    // No exception may leave a thread, nor pass through a caller's executor: all that is thrown is bad_alloc.
+    static void one(void *share, std::size_t task) {
+        Share &self = *static_cast<Share *>(share);
+        try {
+            self.body(self.argument, task);
+        } catch (...) {
+            self.failed = true;
+        }
     }
 };
 
 void openmp_entry(void *data) {
-    const Share &share = *static_cast<Share *>(data);
+    Share &share = *static_cast<Share *>(data);
     share.run(std::size_t(share.openmp->thread()), std::size_t(share.openmp->threads()));
+}
+
+void run_share(Share &share, const augserve_executor *executor, std::size_t threads) {
+    if (threads <= 1) return share.run(0, 1);
+    if (executor) return executor->run(executor->context, Share::one, &share, share.tasks);
+    const OpenMP runtime = openmp();
+    if (runtime.found()) {
+        if (runtime.nested()) return share.run(0, 1);
+        share.openmp = &runtime;
+        return runtime.parallel(openmp_entry, &share, unsigned(threads), 0);
+    }
+    std::vector<std::thread> others;
+    others.reserve(threads);
+    std::size_t next = 1;
+    try {
+        for (; next < threads; next++) others.emplace_back([&share, next, threads] { share.run(next, threads); });
+    } catch (const std::system_error &) {  // no more threads to be had: their shares are this one's
+    }
+    share.run(0, threads);
+    for (; next < threads; next++) share.run(next, threads);
+    for (std::thread &other : others) other.join();
 }
 
 }  // namespace
@@ -69,18 +102,8 @@ void run_tasks(const augserve_executor *executor, std::size_t threads, std::size
                void (*body)(void *argument, std::size_t task), void *argument) {
     threads = std::min(threads, tasks);
     Share share{body, argument, tasks, nullptr};
-    if (threads <= 1) return share.run(0, 1);
-    if (executor) return executor->run(executor->context, body, argument, tasks);
-    const OpenMP &runtime = openmp();
-    if (runtime.found()) {
-        if (runtime.nested()) return share.run(0, 1);
-        share.openmp = &runtime;
-        return runtime.parallel(openmp_entry, &share, unsigned(threads), 0);
-    }
-    std::vector<std::thread> others;
-    for (std::size_t k = 1; k < threads; k++) others.emplace_back([&share, k, threads] { share.run(k, threads); });
-    share.run(0, threads);
-    for (std::thread &other : others) other.join();
+    run_share(share, executor, threads);
+    if (share.failed) throw std::bad_alloc();
 }
 
 std::size_t useful_threads(std::int64_t asked, std::size_t values) {

@@ -44,7 +44,7 @@ AUGSERVE_INLINE float magnitude(float d) {
 
 }  // namespace
 
-AUGSERVE_SIMD BlockMoments block_moments(const float *values, std::size_t n) {
+AUGSERVE_SIMD static BlockMoments block_moments_any(const float *values, std::size_t n) {
     float sum[LANES] = {}, low[LANES], high[LANES], squares[LANES] = {};
     std::int32_t bits[LANES] = {}, zeros[LANES] = {};
     for (std::size_t k = 0; k < LANES; k++) low[k] = high[k] = values[0];
@@ -75,6 +75,13 @@ AUGSERVE_SIMD BlockMoments block_moments(const float *values, std::size_t n) {
     return result;
 }
 
+BlockMoments block_moments(const float *values, std::size_t n) {
+#ifdef AUGSERVE_AVX512
+    if (has_avx512()) return block_moments_avx512(values, n);
+#endif
+    return block_moments_any(values, n);
+}
+
 AUGSERVE_SIMD static NewtonSums newton_sums_root_any(const float *values, std::size_t n, Standard z, float y, float without) {
     float weight[LANES] = {}, residual[LANES] = {};
     each(n, [&](std::size_t i, std::size_t lane) AUGSERVE_LAMBDA {
@@ -93,8 +100,8 @@ NewtonSums newton_sums_root(const float *values, std::size_t n, Standard z, floa
     return newton_sums_root_any(values, n, z, y, without);
 }
 
-AUGSERVE_SIMD NewtonSums newton_sums(const float *values, std::size_t n, Standard z, float y, float without,
-                                     float power) {
+AUGSERVE_SIMD static NewtonSums newton_sums_any(const float *values, std::size_t n, Standard z, float y,
+                                                float without, float power) {
     float weight[LANES] = {}, residual[LANES] = {};
     each(n, [&](std::size_t i, std::size_t lane) AUGSERVE_LAMBDA {
         const float d = y - (values[i] - z.center) * z.inverse;
@@ -105,8 +112,18 @@ AUGSERVE_SIMD NewtonSums newton_sums(const float *values, std::size_t n, Standar
     return {total(weight), total(residual)};
 }
 
-AUGSERVE_SIMD SideSums side_sums(const float *values, std::size_t n, Standard z, float y, float inverse_reach,
-                                 float p) {
+NewtonSums newton_sums(const float *values, std::size_t n, Standard z, float y, float without, float power,
+                       const PowerTable *table) {
+#ifdef AUGSERVE_AVX512
+    if (table) return newton_sums_avx512(values, n, z, y, without, *table);
+#else
+    (void)table;
+#endif
+    return newton_sums_any(values, n, z, y, without, power);
+}
+
+AUGSERVE_SIMD static SideSums side_sums_any(const float *values, std::size_t n, Standard z, float y,
+                                            float inverse_reach, float p) {
     float left[LANES] = {}, right[LANES] = {}, left_weight[LANES] = {}, right_weight[LANES] = {};
     each(n, [&](std::size_t i, std::size_t lane) AUGSERVE_LAMBDA {
         const float d = y - (values[i] - z.center) * z.inverse;
@@ -119,6 +136,25 @@ AUGSERVE_SIMD SideSums side_sums(const float *values, std::size_t n, Standard z,
         right[lane] += is_right * (w * a);
     });
     return {total(left), total(right), total(left_weight), total(right_weight)};
+}
+
+SideSums side_sums(const float *values, std::size_t n, Standard z, float y, float inverse_reach, float p,
+                   const PowerTable *table) {
+#ifdef AUGSERVE_AVX512
+    if (table) return side_sums_avx512(values, n, z, y, inverse_reach, *table);
+#else
+    (void)table;
+#endif
+    return side_sums_any(values, n, z, y, inverse_reach, p);
+}
+
+bool wants_table(double power) {
+#ifdef AUGSERVE_AVX512
+    return has_avx512() && power >= LEAST_POWER && power <= MOST_POWER;
+#else
+    (void)power;
+    return false;
+#endif
 }
 
 AUGSERVE_SIMD std::size_t count_at_most(const float *values, std::size_t n, std::int32_t key) {

@@ -5,7 +5,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "power_table.hpp"
+
 namespace augserve {
+
+// Whether a pass over values whose size is below 2^(lowest + 32) is faster with a table for its power.
+bool wants_table(double power);
 
 struct BlockMoments {
     float sum;
@@ -17,23 +22,29 @@ struct BlockMoments {
 
 BlockMoments block_moments(const float *values, std::size_t n);
 
+constexpr float NO_VALUE = 3.402823466e38f;  // the largest float, for `without` where no value is left out
+
 // z = (value - center) * inverse, d = y - z.
 struct Standard {
     float center, inverse;
 };
 
 // sum of w and of w d with w = |d|^power over the values that are not `without`; `root` for power = -1/2.
+// `table`: one for that power, or nullptr.
 struct NewtonSums {
     float weight, residual;
 };
 NewtonSums newton_sums_root(const float *values, std::size_t n, Standard z, float y, float without);
-NewtonSums newton_sums(const float *values, std::size_t n, Standard z, float y, float without, float power);
+NewtonSums newton_sums(const float *values, std::size_t n, Standard z, float y, float without, float power,
+                       const PowerTable *table);
 
 // With a = |d| / reach: the sums of a^p and of a^(p - 1), left (d > 0) and right (d < 0).
+// `table`: one for the power p - 1, or nullptr.
 struct SideSums {
     float left, right, left_weight, right_weight;
 };
-SideSums side_sums(const float *values, std::size_t n, Standard z, float y, float inverse_reach, float p);
+SideSums side_sums(const float *values, std::size_t n, Standard z, float y, float inverse_reach, float p,
+                   const PowerTable *table);
 
 // How many values have a key of at most `key` (see float_key in median.cpp).
 std::size_t count_at_most(const float *values, std::size_t n, std::int32_t key);

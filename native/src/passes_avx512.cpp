@@ -1,5 +1,5 @@
-// The passes of phi = 1.5 for AVX-512, where compilers do not find by themselves that 1 / sqrt(a) is one approximate
-// instruction and one step of refinement. The order of summation is that of passes.cpp.
+// The passes of the solver for AVX-512, where compilers do not find by themselves that 1 / sqrt(a) is one approximate
+// instruction and one step of refinement, or that a table of 32 numbers fits into two registers. The order of summation is that of passes.cpp.
 
 #include "passes_avx512.hpp"
 
@@ -27,12 +27,37 @@ AUGSERVE_INLINE __m512 standard(__m512 value, Standard z) {
     return _mm512_mul_ps(_mm512_sub_ps(value, _mm512_set1_ps(z.center)), _mm512_set1_ps(z.inverse));
 }
 
-// max(|d|, least)^(-1/2), to about 1e-7.
-AUGSERVE_INLINE __m512 inverse_root(__m512 d, float least) {
+// Twice max(|d|, least)^(-1/2), to about 1e-7.
+AUGSERVE_INLINE __m512 twice_inverse_root(__m512 d, float least) {
     const __m512 a = _mm512_max_ps(_mm512_abs_ps(d), _mm512_set1_ps(least));
     const __m512 r = _mm512_rsqrt14_ps(a);
-    const __m512 half = _mm512_mul_ps(r, _mm512_set1_ps(0.5f));
-    return _mm512_mul_ps(half, _mm512_fnmadd_ps(_mm512_mul_ps(a, r), r, _mm512_set1_ps(3.0f)));
+    return _mm512_mul_ps(r, _mm512_fnmadd_ps(_mm512_mul_ps(a, r), r, _mm512_set1_ps(3.0f)));
+}
+
+// The table and the polynomial in registers.
+struct Powers {
+    __m512 low, high, terms[PowerTable::DEGREE + 1], least;
+};
+
+AUGSERVE_INLINE Powers load_table(const PowerTable &table) {
+    Powers powers;
+    powers.low = _mm512_loadu_ps(table.steps);
+    powers.high = _mm512_loadu_ps(table.steps + WIDTH);
+    for (int k = 0; k <= PowerTable::DEGREE; k++) powers.terms[k] = _mm512_set1_ps(table.terms[k]);
+    powers.least = _mm512_set1_ps(table.floor);
+    return powers;
+}
+
+// max(a, least)^power
+AUGSERVE_INLINE __m512 power_of(__m512 a, const Powers &powers) {
+    a = _mm512_max_ps(a, powers.least);
+    const __m512i exponent = _mm512_srli_epi32(_mm512_castps_si512(a), 23);
+    const __m512 step = _mm512_permutex2var_ps(powers.low, exponent, powers.high);
+    const __m512 u = _mm512_sub_ps(_mm512_getmant_ps(a, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src), _mm512_set1_ps(1.5f));
+    __m512 p = powers.terms[PowerTable::DEGREE];
+#pragma GCC unroll 8
+    for (int k = PowerTable::DEGREE - 1; k >= 0; k--) p = _mm512_fmadd_ps(p, u, powers.terms[k]);
+    return _mm512_mul_ps(step, p);
 }
 
 AUGSERVE_INLINE float total(const __m512 *sums) {
@@ -55,18 +80,92 @@ AUGSERVE_INLINE void each(std::size_t n, Step step) {
 
 }  // namespace
 
-NewtonSums newton_sums_root_avx512(const float *values, std::size_t n, Standard z, float y,
-                                    float without) {
+BlockMoments block_moments_avx512(const float *values, std::size_t n) {
+    const __m512 some = _mm512_set1_ps(values[0]);
+    const __m512i sign = _mm512_set1_epi32(0x7fffffff);
+    __m512 sum[REGISTERS] = {}, squares[REGISTERS] = {}, low[REGISTERS] = {some, some, some, some};
+    __m512 high[REGISTERS] = {some, some, some, some};
+    __m512i bits[REGISTERS] = {};
+    std::size_t zeros = 0;
+    each(n, [&](std::size_t i, std::size_t k, __mmask16 mask) AUGSERVE_LAMBDA {
+        const __m512 value = _mm512_maskz_loadu_ps(mask, values + i);
+        const __m512i size = _mm512_and_si512(_mm512_castps_si512(value), sign);
+        sum[k] = _mm512_add_ps(sum[k], value);
+        low[k] = _mm512_mask_min_ps(low[k], mask, low[k], value);
+        high[k] = _mm512_mask_max_ps(high[k], mask, high[k], value);
+        bits[k] = _mm512_max_epi32(bits[k], size);
+        zeros += std::size_t(__builtin_popcount(_mm512_mask_testn_epi32_mask(mask, size, size)));
+    });
+    const float all = total(sum), mean = all / float(n);
+    each(n, [&](std::size_t i, std::size_t k, __mmask16 mask) AUGSERVE_LAMBDA {
+        const __m512 d = _mm512_maskz_sub_ps(mask, _mm512_maskz_loadu_ps(mask, values + i), _mm512_set1_ps(mean));
+        squares[k] = _mm512_fmadd_ps(d, d, squares[k]);
+    });
+    const __m512 lows = _mm512_min_ps(_mm512_min_ps(low[0], low[1]), _mm512_min_ps(low[2], low[3]));
+    const __m512 highs = _mm512_max_ps(_mm512_max_ps(high[0], high[1]), _mm512_max_ps(high[2], high[3]));
+    const __m512i largest = _mm512_max_epi32(_mm512_max_epi32(bits[0], bits[1]), _mm512_max_epi32(bits[2], bits[3]));
+    return {all, total(squares), _mm512_reduce_min_ps(lows), _mm512_reduce_max_ps(highs),
+            std::uint32_t(_mm512_reduce_max_epi32(largest)), zeros};
+}
+
+namespace {
+
+template <bool ALL>
+AUGSERVE_INLINE NewtonSums root_sums(const float *values, std::size_t n, Standard z, float y, float without) {
+    __m512 weight[REGISTERS] = {}, residual[REGISTERS] = {};
+    each(n, [&](std::size_t i, std::size_t k, __mmask16 mask) AUGSERVE_LAMBDA {
+        const __m512 value = _mm512_maskz_loadu_ps(mask, values + i);
+        const __m512 d = _mm512_sub_ps(_mm512_set1_ps(y), standard(value, z));
+        if (!ALL) mask = _mm512_mask_cmp_ps_mask(mask, value, _mm512_set1_ps(without), _CMP_NEQ_UQ);
+        const __m512 w = _mm512_maskz_mov_ps(mask, twice_inverse_root(d, 1e-30f));
+        weight[k] = _mm512_add_ps(weight[k], w);
+        residual[k] = _mm512_fmadd_ps(w, d, residual[k]);
+    });
+    return {0.5f * total(weight), 0.5f * total(residual)};
+}
+
+}  // namespace
+
+NewtonSums newton_sums_root_avx512(const float *values, std::size_t n, Standard z, float y, float without) {
+    return without == NO_VALUE ? root_sums<true>(values, n, z, y, without)
+                               : root_sums<false>(values, n, z, y, without);
+}
+
+NewtonSums newton_sums_avx512(const float *values, std::size_t n, Standard z, float y, float without,
+                               const PowerTable &table) {
+    const Powers powers = load_table(table);
     __m512 weight[REGISTERS] = {}, residual[REGISTERS] = {};
     each(n, [&](std::size_t i, std::size_t k, __mmask16 mask) AUGSERVE_LAMBDA {
         const __m512 value = _mm512_maskz_loadu_ps(mask, values + i);
         const __m512 d = _mm512_sub_ps(_mm512_set1_ps(y), standard(value, z));
         const __mmask16 counts = _mm512_mask_cmp_ps_mask(mask, value, _mm512_set1_ps(without), _CMP_NEQ_UQ);
-        const __m512 w = _mm512_maskz_mov_ps(counts, inverse_root(d, 1e-30f));
+        const __m512 w = _mm512_maskz_mov_ps(counts, power_of(_mm512_abs_ps(d), powers));
         weight[k] = _mm512_add_ps(weight[k], w);
         residual[k] = _mm512_fmadd_ps(w, d, residual[k]);
     });
     return {total(weight), total(residual)};
+}
+
+SideSums side_sums_avx512(const float *values, std::size_t n, Standard z, float y, float inverse_reach,
+                          const PowerTable &table) {
+    const Powers powers = load_table(table);
+    __m512 left[2] = {}, right[2] = {}, left_weight[2] = {}, right_weight[2] = {};
+    each(n, [&](std::size_t i, std::size_t k, __mmask16 mask) AUGSERVE_LAMBDA {
+        const __m512 d = _mm512_sub_ps(_mm512_set1_ps(y), standard(_mm512_maskz_loadu_ps(mask, values + i), z));
+        const __m512 a = _mm512_mul_ps(_mm512_abs_ps(d), _mm512_set1_ps(inverse_reach));
+        const __m512 w = power_of(a, powers);
+        const __mmask16 is_left = _mm512_mask_cmp_ps_mask(mask, d, _mm512_setzero_ps(), _CMP_GT_OQ);
+        const __mmask16 is_right = _kandn_mask16(is_left, mask);
+        const std::size_t at = k % 2;
+        left_weight[at] = _mm512_mask_add_ps(left_weight[at], is_left, left_weight[at], w);
+        right_weight[at] = _mm512_mask_add_ps(right_weight[at], is_right, right_weight[at], w);
+        left[at] = _mm512_mask3_fmadd_ps(w, a, left[at], is_left);
+        right[at] = _mm512_mask3_fmadd_ps(w, a, right[at], is_right);
+    });
+    return {_mm512_reduce_add_ps(_mm512_add_ps(left[0], left[1])),
+            _mm512_reduce_add_ps(_mm512_add_ps(right[0], right[1])),
+            _mm512_reduce_add_ps(_mm512_add_ps(left_weight[0], left_weight[1])),
+            _mm512_reduce_add_ps(_mm512_add_ps(right_weight[0], right_weight[1]))};
 }
 
 GradientSums gradient_sums_root_avx512(const float *values, const float *dy, std::size_t n, Standard t,
@@ -77,9 +176,9 @@ GradientSums gradient_sums_root_avx512(const float *values, const float *dy, std
         const __m512 g = _mm512_maskz_loadu_ps(mask, dy + i);
         sum[k] = _mm512_add_ps(sum[k], g);
         product[k] = _mm512_fmadd_ps(g, s, product[k]);
-        weight[k] = _mm512_add_ps(weight[k], _mm512_maskz_mov_ps(mask, inverse_root(s, least)));
+        weight[k] = _mm512_add_ps(weight[k], _mm512_maskz_mov_ps(mask, twice_inverse_root(s, least)));
     });
-    return {total(sum), total(product), total(weight), 0.0f};
+    return {total(sum), total(product), 0.5f * total(weight), 0.0f};
 }
 
 void gradient_block_root_avx512(const float *values, const float *dy, float *out, std::size_t n, Standard t,
@@ -89,7 +188,7 @@ void gradient_block_root_avx512(const float *values, const float *dy, float *out
         const __m512 g = _mm512_maskz_loadu_ps(mask, dy + i);
         __m512 d = _mm512_fmadd_ps(_mm512_set1_ps(by.by_dy), g, _mm512_set1_ps(by.constant));
         d = _mm512_fmadd_ps(_mm512_set1_ps(by.by_t), s, d);
-        d = _mm512_fmadd_ps(_mm512_set1_ps(by.by_weight), inverse_root(s, least), d);
+        d = _mm512_fmadd_ps(_mm512_set1_ps(0.5f * by.by_weight), twice_inverse_root(s, least), d);
         _mm512_mask_storeu_ps(out + i, mask, d);
     });
 }

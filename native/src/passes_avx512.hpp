@@ -2,13 +2,19 @@
 #pragma once
 
 #include "passes.hpp"
+#include "power_table.hpp"
 
 #if defined(AUGSERVE_CLONES) && defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define AUGSERVE_AVX512 1
 
 namespace augserve {
 
+BlockMoments block_moments_avx512(const float *values, std::size_t n);
 NewtonSums newton_sums_root_avx512(const float *values, std::size_t n, Standard z, float y, float without);
+NewtonSums newton_sums_avx512(const float *values, std::size_t n, Standard z, float y, float without,
+                               const PowerTable &table);
+SideSums side_sums_avx512(const float *values, std::size_t n, Standard z, float y, float inverse_reach,
+                          const PowerTable &table);
 GradientSums gradient_sums_root_avx512(const float *values, const float *dy, std::size_t n, Standard t, float least);
 void gradient_block_root_avx512(const float *values, const float *dy, float *out, std::size_t n, Standard t,
                                 float least, GradientTerms by);

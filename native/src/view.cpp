@@ -54,14 +54,6 @@ void write(void *data, std::int64_t dtype, std::int64_t at, std::int64_t step, c
     }
 }
 
-// memcpy of a few values is mostly the call: whole registers in line instead.
-AUGSERVE_INLINE void copy_short(float *AUGSERVE_RESTRICT to, const float *AUGSERVE_RESTRICT from, std::size_t n) {
-    std::size_t i = 0;
-    for (; i + 16 <= n; i += 16) __builtin_memcpy(to + i, from + i, 16 * sizeof(float));
-    for (; i + 4 <= n; i += 4) __builtin_memcpy(to + i, from + i, 4 * sizeof(float));
-    for (; i < n; i++) to[i] = from[i];
-}
-
 }  // namespace
 
 Plan::Plan(std::size_t rows, std::size_t positions, const std::int64_t *order, std::size_t shortest)
@@ -146,8 +138,7 @@ void View::load_tile(const Plan &plan, std::size_t channel, std::size_t channels
         float *to = tile + i * positions;
         const float *from = static_cast<const float *>(data) + at;
         if (dtype == AUGSERVE_FLOAT32 && layout.position == 1)
-            for (std::size_t k = 0; k < channels; k++)
-                copy_short(to + k * leading, from + std::int64_t(k) * layout.channel, positions);
+            copy_segments(from, layout.channel, to, std::ptrdiff_t(leading), channels, positions);
         else if (dtype == AUGSERVE_FLOAT32 && layout.channel == 1 && layout.position >= 0)
             separate(from, std::size_t(layout.position), to, leading, positions, channels);
         else
@@ -169,8 +160,7 @@ void View::store_tile(const Plan &plan, std::size_t channel, std::size_t channel
         const float *from = tile + i * positions;
         float *to = static_cast<float *>(data) + at;
         if (dtype == AUGSERVE_FLOAT32 && layout.position == 1)
-            for (std::size_t k = 0; k < channels; k++)
-                copy_short(to + std::int64_t(k) * layout.channel, from + k * leading, positions);
+            copy_segments(from, std::ptrdiff_t(leading), to, layout.channel, channels, positions);
         else if (dtype == AUGSERVE_FLOAT32 && layout.channel == 1 && layout.position >= 0)
             interleave(from, leading, to, std::size_t(layout.position), positions, channels);
         else

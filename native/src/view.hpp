@@ -1,8 +1,8 @@
 // A tensor (N, C, L) seen channel by channel: the values of one channel, over the rows of one group, as blocks of at
 // most BLOCK floats, whatever the strides and the format of storage.
 //
-// How the values are cut into blocks depends on the number of rows and positions alone, so that sums over blocks are
-// the same wherever the values lie.
+// How the values are cut into blocks depends on the layout and on the numbers of rows and positions alone, so that sums
+// over blocks do not depend on what else is normalized.
 #pragma once
 
 #include <cstddef>

@@ -54,14 +54,26 @@ def grouped(
     spec: Spec,
 ) -> Tensor:
     """As `native.grouped`."""
-    n, c, count = x.shape[0], x.shape[1], tracked_weight.shape[0]
+    n, c = x.shape[:2]
     center, spread = running or torch.zeros((2, c), device=x.device)
-    group = torch.zeros(n, dtype=torch.int64, device=x.device)
-    if groups is not None:
-        ids = torch.arange(count, device=x.device)
-        group[groups.order] = ids.repeat_interleave(groups.offsets.diff(), output_size=n)
+    count = tracked_weight.shape[0]
+    if groups is None:
+        whole = torch.tensor([0, n], device=x.device)
+        groups = Groups(torch.arange(n, device=x.device), whole)
+    ids = torch.arange(count, device=x.device).repeat_interleave(groups.offsets.diff(), output_size=n)
+    group = torch.empty(n, dtype=torch.int64, device=x.device).index_copy_(0, groups.order, ids)
     y: Tensor = _triton().grouped(
-        x, weight, bias, center, spread, group, tracked_weight[group], count, exponents, *spec
+        x,
+        weight,
+        bias,
+        center,
+        spread,
+        group,
+        tracked_weight[group],
+        count,
+        exponents,
+        *spec,
+        prepared=(groups.order, groups.offsets),
     )
     return y
 

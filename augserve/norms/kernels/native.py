@@ -1,6 +1,6 @@
 """The native C++ kernels for tensors on the CPU: arguments packed for the plain C interface of native/.
 
-The structs are those of native/include/augserve.h; every field is 8 bytes wide, so that one `struct.pack` makes one.
+The structs are those of native/include/augserve.h; every field is 8 bytes wide, so that `struct.pack` makes them.
 Whether the library is there, and may be used, is asked when this module is imported (see `augserve.native`).
 """
 
@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from augserve.errors import InputError
 from augserve.native import load_library
-from augserve.norms.kernels.spec import Groups, Spec
+from augserve.norms.kernels.spec import Groups, Moving, Spec
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
-_FORWARD = struct.Struct("<6q3q3q4q2dqdqqq3q2q5q")
+_FORWARD = struct.Struct("<6q3q3q4q2dqdqqq3q2q5q2d2q")
 _BACKWARD = struct.Struct("<6q3q3q3q4q2dq4q3q")
 _MEDIAN = struct.Struct("<4qd2qdq5q2q")
 
@@ -27,10 +28,10 @@ _MEDIAN = struct.Struct("<4qd2qdq5q2q")
 class Library(NamedTuple):
     """The functions of the library."""
 
-    forward: ctypes._CFuncPtr
-    backward: ctypes._CFuncPtr
-    median: ctypes._CFuncPtr
-    message: ctypes._CFuncPtr
+    forward: Any
+    backward: Any
+    median: Any
+    message: Any
 
 
 def _open() -> Library | None:
@@ -64,6 +65,7 @@ def forward(
     exponents: Tensor | None,
     start: Tensor | None,
     spec: Spec,
+    moving: Moving | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Normalize x with its own statistics.
 
@@ -74,12 +76,15 @@ def forward(
         exponents: float32 (C,), phi of each channel instead of spec.exponent.
         start: float32 (C,), where the solver begins; None: the mean.
         spec: the norm.
+        moving: running statistics to update.
 
     Returns:
         y like x; float32 (4, C): center, spread, first, second, as augserve.h defines them.
     """
     statistics = torch.empty((4, x.shape[1]))
-    y = _forward(x, (weight, bias, exponents, start), spec, statistics=statistics)
+    y = _forward(x, (weight, bias, exponents, start), spec, statistics=statistics, moving=moving)
+    if moving is not None:
+        increment_version((moving.center, moving.spread))
     return y, statistics
 
 
@@ -158,7 +163,7 @@ def backward(
 
 def median(
     rows: Tensor, exponents: Tensor | None, start: Tensor | None, exponent: float, rtol: float, max_steps: int
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return value, lower, upper, steps, status, mean and biased variance of each row, (R, 1).
 
     Args:
@@ -202,6 +207,7 @@ def _forward(
     groups: Groups | None = None,
     tracked_weight: Tensor | None = None,
     statistics: Tensor | None = None,
+    moving: Moving | None = None,
 ) -> Tensor:
     weight, bias, exponents, start = parameters
     x, x_layout = _laid_out(x)
@@ -238,6 +244,10 @@ def _forward(
         own and own + 8 * c,
         own and own + 12 * c,
         0,
+        0.0 if moving is None else moving.momentum,
+        0.0 if moving is None else moving.unbiased,
+        0 if moving is None else moving.center.data_ptr(),
+        0 if moving is None else moving.spread.data_ptr(),
     )
     _run(_need().forward, arguments)
     return y
@@ -270,7 +280,7 @@ def _need() -> Library:
     return LIBRARY
 
 
-def _run(function: ctypes._CFuncPtr, arguments: bytes) -> None:
+def _run(function: Any, arguments: bytes) -> None:
     code = function(arguments, None)
     if code:
         raise InputError(f"native kernel: {_need().message(code).decode()}")

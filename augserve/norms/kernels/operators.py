@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from augserve.norms.kernels import cuda, native, reference
-from augserve.norms.kernels.spec import Groups, Spec
+from augserve.norms.kernels.spec import AUG, Groups, Spec
+from augserve.norms.median.problem import largest_phi
 
-_LIBRARY = torch.library.Library("augserve", "FRAGMENT")
+_LIBRARY: Any = torch.library.Library("augserve", "FRAGMENT")  # type: ignore[no-untyped-call]
+LARGEST_PHI = largest_phi(torch.float32)
 _NORM = "int kind, float exponent, float eps, float rtol, int max_steps"
 _LIBRARY.define(
     "norm_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? exponents, Tensor? start, "
@@ -39,7 +41,14 @@ def covers(x: Tensor) -> bool:
     return native.covers(x) or cuda.covers(x)
 
 
-def _kernels(x: Tensor) -> Any:
+def has_kernel(spec: Spec) -> bool:
+    """Return whether the kernels know the norm: not where phi is 1, or so large that it is the midrange."""
+    return spec.kind != AUG or 1 < spec.exponent <= LARGEST_PHI
+
+
+def _kernels(x: Tensor, spec: Spec) -> Any:
+    if not has_kernel(spec):
+        return reference
     if native.covers(x):
         return native
     return cuda if cuda.covers(x) else reference
@@ -53,14 +62,16 @@ def _forward(
     start: Tensor | None,
     *norm: Any,
 ) -> tuple[Tensor, Tensor]:
-    y, statistics = _kernels(x).forward(x, weight, bias, exponents, start, Spec(*norm))
+    spec = Spec(*norm)
+    y, statistics = _kernels(x, spec).forward(x, weight, bias, exponents, start, spec)
     return y, statistics
 
 
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, exponents: Tensor | None, *norm: Any
 ) -> tuple[Tensor, Tensor]:
-    dx, parameters = _kernels(x).backward(dy, x, weight, statistics, exponents, Spec(*norm))
+    spec = Spec(*norm)
+    dx, parameters = _kernels(x, spec).backward(dy, x, weight, statistics, exponents, spec)
     return dx, parameters
 
 
@@ -78,7 +89,8 @@ def _grouped(
 ) -> Tensor:
     running = None if running_center is None or running_spread is None else (running_center, running_spread)
     groups = None if order is None or offsets is None else Groups(order, offsets)
-    y: Tensor = _kernels(x).grouped(x, weight, bias, exponents, running, groups, tracked_weight, Spec(*norm))
+    spec = Spec(*norm)
+    y: Tensor = _kernels(x, spec).grouped(x, weight, bias, exponents, running, groups, tracked_weight, spec)
     return y
 
 
@@ -86,24 +98,25 @@ def _statistics_like(x: Tensor) -> Tensor:
     return x.new_empty((4, x.shape[1]), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-for _name, _kernel in (("norm_forward", _forward), ("norm_backward", _backward), ("norm_grouped", _grouped)):
-    _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("augserve::norm_forward", lib=_LIBRARY)
-def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _fake_forward(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), _statistics_like(x)
 
 
-@torch.library.register_fake("augserve::norm_backward", lib=_LIBRARY)
-def _(dy: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _fake_backward(dy: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), _statistics_like(x)[:3].clone()
 
 
-@torch.library.register_fake("augserve::norm_grouped", lib=_LIBRARY)
-def _(x: Tensor, *_: Any) -> Tensor:
+def _fake_grouped(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
+
+for _name, _kernel, _fake in (
+    ("norm_forward", _forward, _fake_forward),
+    ("norm_backward", _backward, _fake_backward),
+    ("norm_grouped", _grouped, _fake_grouped),
+):
+    _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"augserve::{_name}", _fake, lib=_LIBRARY)
 
 norm_forward = torch.ops.augserve.norm_forward.default
 norm_backward = torch.ops.augserve.norm_backward.default

@@ -37,3 +37,19 @@ class Groups(NamedTuple):
 
     order: Tensor
     offsets: Tensor
+
+
+class Moving(NamedTuple):
+    """Running statistics that move toward those of a batch: s += momentum (new - s).
+
+    Args:
+        center: float32 (C,).
+        spread: float32 (C,), of the variance, the denominator or the range.
+        momentum: the weight of the batch.
+        unbiased: what the biased variance is multiplied with.
+    """
+
+    center: Tensor
+    spread: Tensor
+    momentum: float
+    unbiased: float
