@@ -25,6 +25,7 @@ def _bench() -> None:
       augserve bench median
       augserve bench median --dtype both --json
       augserve bench norms --zeros 0.3
+      augserve bench networks
     """  # noqa: D301 - \b is for click
 
 
@@ -117,6 +118,38 @@ def norms(
     import orjson
 
     typer.echo(orjson.dumps([asdict(row) for row in table], option=orjson.OPT_INDENT_2).decode())
+
+
+@bench.command()
+def networks(
+    model: Annotated[str, typer.Option(help="The network.")] = "resnet20",
+    batch: Annotated[int, typer.Option(help="Images (3 x 32 x 32) in a batch, at least 2.")] = 128,
+    rounds: Annotated[int, typer.Option(help="Turns of every network; the figures are medians.")] = 5,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """Time a whole network with each norm: a training step, and inference in each mode.
+
+    Ratios of training are to torch's BatchNorm2d in the same network, those of inference to mode tracked. All take
+    turns in one process. Nothing else should run on the machine.
+
+    \b
+    Examples:
+      augserve bench networks
+      augserve bench networks --batch 64 --rounds 11
+      augserve bench networks --device cuda --json
+    """  # noqa: D301 - \b is for click
+    from augserve.bench.networks import measure_networks
+    from augserve.training.allocator import keep_freed_memory
+
+    keep_freed_memory()  # as `augserve train` does
+    rows = measure_networks(device, model=model, batch=batch, rounds=rounds)
+    if not as_json:
+        console.show_network_rows(rows)
+        return
+    import orjson
+
+    typer.echo(orjson.dumps([asdict(row) for row in rows], option=orjson.OPT_INDENT_2).decode())
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from augserve.bench.median import MedianRow, MedianSummary
+    from augserve.bench.networks import NetworkRow
     from augserve.bench.norms import NormRow
     from augserve.data import ImageSet
     from augserve.installation import Installation
@@ -185,6 +186,15 @@ def show_norm_rows(rows: Iterable[NormRow]) -> None:
         out.print(
             f"{shape:<15}  {row.norm:<15}  {row.forward_ms:>7.2f} ms  {row.forward_ratio:>6.2f}  "
             f"{row.both_ms:>7.2f} ms  {row.both_ratio:>6.2f}  {row.extra_mib:>8.1f} MiB"
+        )
+
+
+def show_network_rows(rows: Iterable[NetworkRow]) -> None:
+    """Print the rows of `augserve bench networks`."""
+    out.print(f"{'norm':<12}  {'work':<8}  {'time':>10}  {'images/s':>8}  {'ratio':>6}", style="bold")
+    for row in rows:
+        out.print(
+            f"{row.norm:<12}  {row.work:<8}  {row.ms:>7.1f} ms  {row.images_per_second:>8.0f}  {row.ratio:>6.2f}"
         )
 
 

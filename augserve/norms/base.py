@@ -257,6 +257,13 @@ class StatisticsNorm(nn.Module, ABC):
 
     def _infer(self, x: Tensor, statistics: Statistics) -> Tensor:
         fixed = statistics.fixed_weight
+        if fixed != 0.0 and not torch.is_grad_enabled() and runs_now(x) and (spec := self.spec()) is not None:
+            weight = 1.0 if fixed == 1.0 else statistics.weight(x.shape[0])
+            self._buffer("running_mean")  # or an error that says what to do
+            if weight != 1.0:
+                self._require_values(x.numel() // x.shape[1], x)
+            if has_kernel(spec):
+                return self._blend(x, spec, None, torch.full((1,), weight))
         if fixed == 1.0:
             return self._affine(x, self._buffer("running_mean"), self.divisor(self._buffer(self.spread)))
         over = self.reduction(x)

@@ -49,7 +49,8 @@ if(AUGSERVE_WERROR)
     list(APPEND AUGSERVE_WARNINGS -Werror)
 endif()
 set(AUGSERVE_PRECISE -fno-fast-math)
-augserve_flags(AUGSERVE_SIMD -fopenmp-simd)
+# Copies of a few values are loops on purpose: a call of memcpy, which compilers would make of them, takes longer.
+augserve_flags(AUGSERVE_SIMD -fopenmp-simd -fno-tree-loop-distribute-patterns)
 augserve_flags(AUGSERVE_LOCAL_CALLS -fno-semantic-interposition -fvisibility-inlines-hidden)
 
 if(AUGSERVE_SANITIZE)

@@ -4,6 +4,7 @@
 
 #include "power.hpp"
 #include "simd.hpp"
+#include "transpose_avx512.hpp"
 
 namespace augserve {
 namespace {
@@ -69,22 +70,48 @@ AUGSERVE_SIMD void to_bfloat16(const float *AUGSERVE_RESTRICT from, std::uint16_
     for (std::size_t i = 0; i < n; i++) to[i] = narrow_bfloat16(from[i]);
 }
 
+namespace {
+
+constexpr std::size_t WIDTH = 16;
+
+// Runs of `REGISTERS` registers of 16 values: short runs cost more in loops than in copies.
+template <std::size_t REGISTERS>
+AUGSERVE_INLINE void copy_registers(const float *AUGSERVE_RESTRICT from, std::ptrdiff_t from_step,
+                                    float *AUGSERVE_RESTRICT to, std::ptrdiff_t to_step, std::size_t segments) {
+    for (std::size_t s = 0; s < segments; s++, from += from_step, to += to_step) {
+#pragma omp simd
+        for (std::size_t i = 0; i < REGISTERS * WIDTH; i++) to[i] = from[i];
+    }
+}
+
+}  // namespace
+
 AUGSERVE_SIMD void copy_segments(const float *AUGSERVE_RESTRICT from, std::ptrdiff_t from_step,
                                  float *AUGSERVE_RESTRICT to, std::ptrdiff_t to_step, std::size_t segments,
                                  std::size_t n) {
-    constexpr std::size_t width = 16;
-    const std::size_t whole = n - n % width;
+    if (n == WIDTH) return copy_registers<1>(from, from_step, to, to_step, segments);
+    if (n == 4 * WIDTH) return copy_registers<4>(from, from_step, to, to_step, segments);
     for (std::size_t s = 0; s < segments; s++, from += from_step, to += to_step) {
-        for (std::size_t i = 0; i < whole; i += width) {
+        std::size_t i = 0;
+        for (; i + WIDTH <= n; i += WIDTH) {
 #pragma omp simd
-            for (std::size_t k = 0; k < width; k++) to[i + k] = from[i + k];
+            for (std::size_t k = 0; k < WIDTH; k++) to[i + k] = from[i + k];
         }
-        for (std::size_t i = whole; i < n; i++) to[i] = from[i];
+        if (i == n) continue;
+        if (n >= WIDTH) {  // the last register once more, at the end
+#pragma omp simd
+            for (std::size_t k = 0; k < WIDTH; k++) to[n - WIDTH + k] = from[n - WIDTH + k];
+        } else {
+            for (; i < n; i++) to[i] = from[i];
+        }
     }
 }
 
 void separate(const float *AUGSERVE_RESTRICT from, std::size_t stride, float *AUGSERVE_RESTRICT to,
               std::size_t leading, std::size_t n, std::size_t lanes) {
+#ifdef AUGSERVE_AVX512
+    if (has_avx512() && lanes <= WIDTH) return separate_avx512(from, stride, to, leading, n, lanes);
+#endif
     constexpr std::size_t rows = 16;
     for (std::size_t i = 0; i < n; i += rows) {
         const std::size_t end = i + rows < n ? i + rows : n;
@@ -95,6 +122,9 @@ void separate(const float *AUGSERVE_RESTRICT from, std::size_t stride, float *AU
 
 void interleave(const float *AUGSERVE_RESTRICT from, std::size_t leading, float *AUGSERVE_RESTRICT to,
                 std::size_t stride, std::size_t n, std::size_t lanes) {
+#ifdef AUGSERVE_AVX512
+    if (has_avx512() && lanes <= WIDTH) return interleave_avx512(from, leading, to, stride, n, lanes);
+#endif
     constexpr std::size_t rows = 16;
     for (std::size_t i = 0; i < n; i += rows) {
         const std::size_t end = i + rows < n ? i + rows : n;

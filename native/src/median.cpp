@@ -21,6 +21,7 @@ namespace {
 constexpr double PADDING = 0.4, PADDING_GROWTH = 4.0, STEP_RATIO = 0.25, INITIAL_BRACKET = 1.001;
 constexpr int PATIENCE = 3;
 constexpr double LARGEST_PHI = 1e9;  // beyond it the median is the midrange up to rounding
+constexpr std::size_t FEW = 8;
 constexpr std::size_t SAMPLE = SAMPLE_SIZE / BLOCK;
 
 double power_of(double d, double p) {
@@ -91,7 +92,7 @@ void Search::begin(double start) {
     padding_ = PADDING * solver_.rtol;
     last_step_ = std::numeric_limits<double>::infinity();
     width_then_ = upper_ - lower_;
-    if (solver_.phi < 2 && found_.zeros >= 2 + count / 256) atom_ = {double(found_.zeros), standard(0), 0.0f};
+    if (solver_.phi < 2 && count > FEW && found_.zeros >= 2 + count / 256) atom_ = {double(found_.zeros), standard(0), 0.0f};
     choose_table();
     running_ = upper_ - lower_ > solver_.rtol;
 }
@@ -117,6 +118,7 @@ void Search::pass() { advance(solver_.phi <= 2 ? evaluate_up_to_2() : evaluate_a
 Search::Evaluation Search::evaluate_up_to_2() const {
     const double p = solver_.phi - 1;
     const Standard z{center_, inverse_};
+    if (values_->plan->count() <= FEW) return evaluate_few();
     double weight = 0, residual = 0;
     for (std::size_t b = 0; b < values_->blocks(); b++) {
         const float *block = values_->block(b);
@@ -138,6 +140,21 @@ Search::Evaluation Search::evaluate_up_to_2() const {
     }
     const double own = atom_.count * power_of(std::fabs(d), p);
     return {residual + std::copysign(own, d), estimate};
+}
+
+// In double: errors of a few floats do not cancel, and near phi = 1 the root moves by 1 / (phi - 1) times as much.
+Search::Evaluation Search::evaluate_few() const {
+    const double p = solver_.phi - 1;
+    double weight = 0, residual = 0;
+    for (std::size_t b = 0; b < values_->blocks(); b++) {
+        const float *block = values_->block(b);
+        for (std::size_t i = 0; i < values_->size(b); i++) {
+            const double d = y_ - standard(block[i]), w = std::pow(std::max(std::fabs(d), 1e-30), p - 1);
+            weight += w;
+            residual += w * d;
+        }
+    }
+    return {residual, y_ - residual / (p * weight)};
 }
 
 // For phi > 2 the root is also that of h(y) = (sum_left a^p)^(1/p) - (sum_right a^p)^(1/p), p = phi - 1, which is

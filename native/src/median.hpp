@@ -49,6 +49,7 @@ private:
     void begin(double start);
     void choose_table();
     Evaluation evaluate_up_to_2() const;
+    Evaluation evaluate_few() const;
     Evaluation evaluate_above_2() const;
     void advance(const Evaluation &found);
     double standard(double value) const { return (value - center_) / std_; }

@@ -153,3 +153,19 @@ def test_norms_are_timed_as_a_table_and_as_json(run: Run) -> None:
     wrong = run("bench", "norms", "--shape", "8xfour")
     assert (wrong.status, wrong.out) == (2, "")
     assert "expected a shape such as 128x16x32x32; got '8xfour'" in wrong.err
+
+
+def test_networks_are_timed_as_a_table_and_as_json(run: Run) -> None:
+    flags = ["bench", "networks", "--batch", 2, "--rounds", 1]
+    table = run(*flags)
+    assert (table.status, table.err) == (0, "")
+    header, first, *_ = table.out.splitlines()
+    assert header.split() == ["norm", "work", "time", "images/s", "ratio"]
+    assert first.startswith("batch-torch   train ")
+    rows = json.loads(run(*flags, "--json").out)
+    assert len(rows) == len(table.out.splitlines()) - 1
+    assert [row["work"] for row in rows if row["norm"] == "aug"] == ["train", "tracked", "batch", "groups"]
+    assert set(rows[0]) == {"norm", "work", "ms", "images_per_second", "ratio"}
+    wrong = run("bench", "networks", "--model", "resnet18")
+    assert (wrong.status, wrong.out) == (2, "")
+    assert "unknown model 'resnet18'; choose one of: resnet20" in wrong.err
