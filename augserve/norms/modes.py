@@ -12,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 from augserve.errors import StatisticsError
 from augserve.norms.base import StatisticsNorm
 from augserve.norms.grouping import make_grouping
+from augserve.norms.kernels import native
+from augserve.norms.kernels.spec import AUG
 from augserve.norms.processes import ProcessGroup, check_group
 from augserve.statistics import Statistics
 
@@ -19,6 +21,17 @@ from augserve.statistics import Statistics
 def norm_layers(module: nn.Module) -> dict[str, StatisticsNorm]:
     """Return the norm layers of a network by name, in the order of `named_modules`."""
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, StatisticsNorm)}
+
+
+def fast_in_channels_last(layer: StatisticsNorm) -> bool:
+    """Return whether a native kernel normalizes images whose channels lie side by side as fast as others.
+
+    It does for one exponent, 1.5 or 2, and for RobustNorm, where AVX-512 is there.
+    """
+    spec = layer.spec()
+    if spec is None or layer.exponents() is not None or not native.fast_in_channels_last():
+        return False
+    return spec.kind != AUG or spec.exponent in (1.5, 2.0)
 
 
 def set_statistics(module: nn.Module, statistics: Statistics) -> None:

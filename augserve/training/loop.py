@@ -19,6 +19,7 @@ from augserve.errors import ConfigurationError, TrainingError
 from augserve.files import write_atomic
 from augserve.models import build_model
 from augserve.norms import BatchNorm2d, norm_layers
+from augserve.norms.modes import fast_in_channels_last
 from augserve.training import run as runs
 from augserve.training.batches import Normalize, training_batches
 from augserve.training.config import TrainConfig
@@ -198,13 +199,14 @@ def _parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _memory_format(model: nn.Module) -> torch.memory_format:
-    """Return channels-last where torch's own kernels normalize: convolutions and BatchNorm are faster in it.
+    """Return channels-last where every norm is fast in it, as convolutions are: see docs/explanation/kernels.md.
 
-    The other norms gather each channel, which is faster from NCHW. Measured with resnet20 on two CPU cores:
-    batch 980 against 850 images per second, aug 290 against 340.
+    Without kernels the norms but BatchNorm gather each channel, which is faster from NCHW.
     """
-    ours = [layer for layer in norm_layers(model).values() if not isinstance(layer, BatchNorm2d)]
-    return torch.contiguous_format if ours else torch.channels_last
+    fast = all(
+        isinstance(layer, BatchNorm2d) or fast_in_channels_last(layer) for layer in norm_layers(model).values()
+    )
+    return torch.channels_last if fast else torch.contiguous_format
 
 
 def _require_finite(model: nn.Module, epoch: int) -> None:

@@ -13,7 +13,6 @@
 #include <limits>
 
 #include "order_statistic.hpp"
-#include "passes.hpp"
 
 namespace augserve {
 namespace {
@@ -129,7 +128,11 @@ Search::Evaluation Search::evaluate_up_to_2() const {
         weight += sums.weight;
         residual += sums.residual;
     }
-    const double y = y_, slope = p * weight;
+    return evaluate_sums(weight, residual);
+}
+
+Search::Evaluation Search::evaluate_sums(double weight, double residual) const {
+    const double p = solver_.phi - 1, y = y_, slope = p * weight;
     if (atom_.count == 0) return {residual, y - residual / slope};
     const double d = y - atom_.z, at_atom = residual - slope * d;
     double estimate = atom_.z;

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "passes.hpp"
 #include "power_table.hpp"
 #include "values.hpp"
 
@@ -34,6 +35,16 @@ public:
     void pass();
     Median result() const;
 
+    // For phi < 2, a pass whose sums are taken elsewhere: over the values that are not `without`, w = |d|^(phi - 2),
+    // d = y - (value - center) * inverse.
+    struct Point {
+        Standard z;
+        float y, without;
+    };
+    Point point() const { return {{center_, inverse_}, y_, atom_.value}; }
+    const PowerTable *table() const { return has_table_ ? &table_ : nullptr; }
+    void step(double weight, double residual) { advance(evaluate_sums(weight, residual)); }
+
 private:
     // A function with the sign of the residual, and where it would be 0 by what one pass knows of it.
     struct Evaluation {
@@ -49,6 +60,7 @@ private:
     void begin(double start);
     void choose_table();
     Evaluation evaluate_up_to_2() const;
+    Evaluation evaluate_sums(double weight, double residual) const;
     Evaluation evaluate_few() const;
     Evaluation evaluate_above_2() const;
     void advance(const Evaluation &found);

@@ -16,48 +16,15 @@
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4")
 
+#include "registers_avx512.hpp"
+
 namespace augserve {
 namespace {
 
-constexpr std::size_t WIDTH = 16, REGISTERS = LANES / WIDTH;
-
-AUGSERVE_INLINE __mmask16 first(std::size_t n) { return n >= WIDTH ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
+constexpr std::size_t REGISTERS = LANES / WIDTH;
 
 AUGSERVE_INLINE __m512 standard(__m512 value, Standard z) {
     return _mm512_mul_ps(_mm512_sub_ps(value, _mm512_set1_ps(z.center)), _mm512_set1_ps(z.inverse));
-}
-
-// Twice max(|d|, least)^(-1/2), to about 1e-7.
-AUGSERVE_INLINE __m512 twice_inverse_root(__m512 d, float least) {
-    const __m512 a = _mm512_max_ps(_mm512_abs_ps(d), _mm512_set1_ps(least));
-    const __m512 r = _mm512_rsqrt14_ps(a);
-    return _mm512_mul_ps(r, _mm512_fnmadd_ps(_mm512_mul_ps(a, r), r, _mm512_set1_ps(3.0f)));
-}
-
-// The table and the polynomial in registers.
-struct Powers {
-    __m512 low, high, terms[PowerTable::DEGREE + 1], least;
-};
-
-AUGSERVE_INLINE Powers load_table(const PowerTable &table) {
-    Powers powers;
-    powers.low = _mm512_loadu_ps(table.steps);
-    powers.high = _mm512_loadu_ps(table.steps + WIDTH);
-    for (int k = 0; k <= PowerTable::DEGREE; k++) powers.terms[k] = _mm512_set1_ps(table.terms[k]);
-    powers.least = _mm512_set1_ps(table.floor);
-    return powers;
-}
-
-// max(a, least)^power
-AUGSERVE_INLINE __m512 power_of(__m512 a, const Powers &powers) {
-    a = _mm512_max_ps(a, powers.least);
-    const __m512i exponent = _mm512_srli_epi32(_mm512_castps_si512(a), 23);
-    const __m512 step = _mm512_permutex2var_ps(powers.low, exponent, powers.high);
-    const __m512 u = _mm512_sub_ps(_mm512_getmant_ps(a, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src), _mm512_set1_ps(1.5f));
-    __m512 p = powers.terms[PowerTable::DEGREE];
-#pragma GCC unroll 8
-    for (int k = PowerTable::DEGREE - 1; k >= 0; k--) p = _mm512_fmadd_ps(p, u, powers.terms[k]);
-    return _mm512_mul_ps(step, p);
 }
 
 AUGSERVE_INLINE float total(const __m512 *sums) {
@@ -117,7 +84,7 @@ AUGSERVE_INLINE NewtonSums root_sums(const float *values, std::size_t n, Standar
         const __m512 value = _mm512_maskz_loadu_ps(mask, values + i);
         const __m512 d = _mm512_sub_ps(_mm512_set1_ps(y), standard(value, z));
         if (!ALL) mask = _mm512_mask_cmp_ps_mask(mask, value, _mm512_set1_ps(without), _CMP_NEQ_UQ);
-        const __m512 w = _mm512_maskz_mov_ps(mask, twice_inverse_root(d, 1e-30f));
+        const __m512 w = _mm512_maskz_mov_ps(mask, twice_inverse_root(d, _mm512_set1_ps(1e-30f)));
         weight[k] = _mm512_add_ps(weight[k], w);
         residual[k] = _mm512_fmadd_ps(w, d, residual[k]);
     });
@@ -176,7 +143,7 @@ GradientSums gradient_sums_root_avx512(const float *values, const float *dy, std
         const __m512 g = _mm512_maskz_loadu_ps(mask, dy + i);
         sum[k] = _mm512_add_ps(sum[k], g);
         product[k] = _mm512_fmadd_ps(g, s, product[k]);
-        weight[k] = _mm512_add_ps(weight[k], _mm512_maskz_mov_ps(mask, twice_inverse_root(s, least)));
+        weight[k] = _mm512_add_ps(weight[k], _mm512_maskz_mov_ps(mask, twice_inverse_root(s, _mm512_set1_ps(least))));
     });
     return {total(sum), total(product), 0.5f * total(weight), 0.0f};
 }
@@ -188,7 +155,7 @@ void gradient_block_root_avx512(const float *values, const float *dy, float *out
         const __m512 g = _mm512_maskz_loadu_ps(mask, dy + i);
         __m512 d = _mm512_fmadd_ps(_mm512_set1_ps(by.by_dy), g, _mm512_set1_ps(by.constant));
         d = _mm512_fmadd_ps(_mm512_set1_ps(by.by_t), s, d);
-        d = _mm512_fmadd_ps(_mm512_set1_ps(0.5f * by.by_weight), twice_inverse_root(s, least), d);
+        d = _mm512_fmadd_ps(_mm512_set1_ps(0.5f * by.by_weight), twice_inverse_root(s, _mm512_set1_ps(least)), d);
         _mm512_mask_storeu_ps(out + i, mask, d);
     });
 }

@@ -26,12 +26,13 @@ _MEDIAN = struct.Struct("<4qd2qdq5q2q")
 
 
 class Library(NamedTuple):
-    """The functions of the library."""
+    """The functions of the library, and what its kernels run with here."""
 
     forward: Any
     backward: Any
     median: Any
     message: Any
+    instruction_set: str
 
 
 def _open() -> Library | None:
@@ -43,6 +44,7 @@ def _open() -> Library | None:
         loaded.augserve_run_backward,
         loaded.augserve_run_median,
         loaded.augserve_message,
+        loaded.augserve_instruction_set().decode(),
     )
     for run in found[:3]:
         run.argtypes, run.restype = (ctypes.c_char_p, ctypes.c_void_p), ctypes.c_int
@@ -56,6 +58,11 @@ LIBRARY = _open()
 def covers(x: Tensor) -> bool:
     """Return whether the kernels take x (N, C, ...)."""
     return LIBRARY is not None and x.device.type == "cpu" and x.dtype in DTYPES
+
+
+def fast_in_channels_last() -> bool:
+    """Return whether channels that lie side by side are normalized without a transpose, lane by lane."""
+    return LIBRARY is not None and LIBRARY.instruction_set == "avx512"
 
 
 def forward(
