@@ -24,14 +24,16 @@ def norm_layers(module: nn.Module) -> dict[str, StatisticsNorm]:
 
 
 def fast_in_channels_last(layer: StatisticsNorm) -> bool:
-    """Return whether a native kernel normalizes images whose channels lie side by side as fast as others.
+    """Return whether images whose channels lie side by side are normalized as fast as others.
 
-    It does for one exponent, 1.5 or 2, and for RobustNorm, where AVX-512 is there.
+    BatchNorm's and RobustNorm's are: by a native kernel where AVX-512 is there, else BatchNorm's by torch.
     """
     spec = layer.spec()
-    if spec is None or layer.exponents() is not None or not native.fast_in_channels_last():
+    if spec is None:
         return False
-    return spec.kind != AUG or spec.exponent in (1.5, 2.0)
+    if spec.kind == AUG:
+        return spec.exponent == 2.0 and layer.exponents() is None
+    return native.fast_in_channels_last()
 
 
 def set_statistics(module: nn.Module, statistics: Statistics) -> None:

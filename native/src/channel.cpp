@@ -29,18 +29,17 @@ void Channel::begin(float *sample) {
         found = moments(values_);
     }
     unit_ = 1.0 / double(scale);
-    begin(found, sample);
+    double start = a_.start ? double(a_.start[values_.channel]) / unit_ : std::nan("");
+    const bool far = values_.plan->count() > MOST_COPIED && a_.kind == AUGSERVE_AUG;
+    if (far && found.finite && !a_.start && phi() != 2 && phi() != 1)
+        start = sampled_start(values_, {phi(), a_.rtol, int(a_.max_steps)}, sample);
+    begin(found, start);
 }
 
-void Channel::begin(const Moments &found, float *sample) {
+void Channel::begin(const Moments &found, double start) {
     found_ = found;
-    const double phi = a_.exponents ? double(a_.exponents[values_.channel]) : a_.exponent;
-    if (!found_.finite || a_.kind != AUGSERVE_AUG || !(phi >= 1)) return;
-    const Solver solver{phi, a_.rtol, int(a_.max_steps)};
-    double start = a_.start ? double(a_.start[values_.channel]) / unit_ : std::nan("");
-    const bool far = sample && values_.plan->count() > MOST_COPIED;
-    if (far && !a_.start && phi != 2 && phi != 1) start = sampled_start(values_, solver, sample);
-    search_.emplace(values_, found_, solver, start);
+    if (!found_.finite || a_.kind != AUGSERVE_AUG || !(phi() >= 1)) return;
+    search_.emplace(values_, found_, Solver{phi(), a_.rtol, int(a_.max_steps)}, start);
 }
 
 Statistics Channel::statistics() const {

@@ -31,11 +31,12 @@ public:
         : a_(a), group_(group), values_(values) {}
 
     const Values &values() const { return values_; }
+    double phi() const { return a_.exponents ? double(a_.exponents[values_.channel]) : a_.exponent; }
 
     // Takes the moments of the values; `sample` is memory for `sampled_start`.
     void begin(float *sample);
-    // With moments that were taken elsewhere, of values that need no scale.
-    void begin(const Moments &found, float *sample = nullptr);
+    // With moments that were taken elsewhere, of values that need no scale, and a start, NaN for none.
+    void begin(const Moments &found, double start);
 
     bool running() const { return search_ && search_->running(); }
     Search &search() { return *search_; }

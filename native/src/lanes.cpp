@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -91,12 +92,13 @@ public:
 
     // Returns false, having written nothing, where values need a scale.
     bool measure() {
-        std::vector<Part> parts(chunks_.count * blocks_);
-        spread(parts.size(), [&](std::size_t task) { moments_of(task / blocks_, task % blocks_, parts[task]); });
+        parts_.resize(chunks_.count * blocks_);
+        spread(parts_.size(), [&](std::size_t task) { moments_of(task / blocks_, task % blocks_, parts_[task]); });
         const std::size_t channels = std::size_t(a_.channels);
         found_.resize(channels);
         decide(blocks_, chunks_.count, [&](std::size_t block) {
-            for (std::size_t k = 0; k < x_.lanes(block); k++) found_[block * LANE_WIDTH + k] = combined(parts, block, k);
+            for (std::size_t k = 0; k < x_.lanes(block); k++) 
+                found_[block * LANE_WIDTH + k] = combined(block, k);
         });
         return std::all_of(found_.begin(), found_.end(), [](const Moments &found) {
             return !found.finite || safe_scale(found.low, found.high) == 1.0f;
@@ -105,12 +107,14 @@ public:
 
     void search() {
         const std::size_t channels = std::size_t(a_.channels);
+        std::vector<double> starts(channels, std::nan(""));
+        if (a_.start) std::copy_n(a_.start, channels, starts.begin());
         all_.reserve(channels);
         for (std::size_t c = 0; c < channels; c++)
             all_.emplace_back(a_, group_, Values{&group_.plan, nullptr, nullptr, c, nullptr, 1.0f});
         decide(blocks_, 1, [&](std::size_t block) {
             for (std::size_t c = block * LANE_WIDTH; c < block * LANE_WIDTH + x_.lanes(block); c++)
-                all_[c].begin(found_[c]);
+                all_[c].begin(found_[c], starts[c]);
         });
         std::vector<LanePoint> points(blocks_);
         std::vector<Newton> parts(chunks_.count * blocks_);
@@ -181,14 +185,14 @@ private:
         part.moments.sum = mean;
     }
 
-    Moments combined(const std::vector<Part> &parts, std::size_t block, std::size_t k) const {
+    Moments combined(std::size_t block, std::size_t k) const {
         const double count = double(group_.plan.count());
         double mean = 0, squares = 0;
         float low = std::numeric_limits<float>::infinity(), high = -low;
         std::size_t zeros = 0;
         std::int32_t magnitude = 0;
         for (std::size_t chunk = 0; chunk < chunks_.count; chunk++) {
-            const Part &part = parts[chunk * blocks_ + block];
+            const Part &part = parts_[chunk * blocks_ + block];
             mean += double(part.moments.sum.v[k]) * chunks_.values(chunk) + double(part.rest.v[k]);
             low = std::min(low, part.moments.low.v[k]);
             high = std::max(high, part.moments.high.v[k]);
@@ -197,7 +201,7 @@ private:
         }
         mean /= count;
         for (std::size_t chunk = 0; chunk < chunks_.count; chunk++) {
-            const Part &part = parts[chunk * blocks_ + block];
+            const Part &part = parts_[chunk * blocks_ + block];
             const double values = chunks_.values(chunk), rest = double(part.rest.v[k]);
             const double away = double(part.moments.sum.v[k]) + rest / values - mean;
             squares += double(part.squares.v[k]) - rest * rest / values + values * away * away;
@@ -241,10 +245,10 @@ private:
 
     void step(std::size_t block, const std::vector<Newton> &parts) {
         double weight[LANE_WIDTH] = {}, residual[LANE_WIDTH] = {};
-        for (std::size_t chunk = 0; chunk < chunks_.count; chunk++)
+        for (std::size_t at = block; at < parts.size(); at += blocks_)
             for (std::size_t k = 0; k < LANE_WIDTH; k++) {
-                weight[k] += double(parts[chunk * blocks_ + block].weight.v[k]);
-                residual[k] += double(parts[chunk * blocks_ + block].residual.v[k]);
+                weight[k] += double(parts[at].weight.v[k]);
+                residual[k] += double(parts[at].residual.v[k]);
             }
         for (std::size_t k = 0; k < x_.lanes(block); k++) {
             Channel &channel = all_[block * LANE_WIDTH + k];
@@ -258,6 +262,7 @@ private:
     Chunks chunks_;
     std::size_t blocks_, threads_;
     Side x_, y_;
+    std::vector<Part> parts_;
     std::vector<Moments> found_;
     std::vector<Channel> all_;
     const PowerTable *table_ = nullptr;

@@ -4,7 +4,7 @@
 #include "passes.hpp"
 #include "power_table.hpp"
 
-#if defined(AUGSERVE_CLONES) && defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#if (defined(AUGSERVE_CLONES) || defined(AUGSERVE_INTRINSICS)) && defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define AUGSERVE_AVX512 1
 
 namespace augserve {
