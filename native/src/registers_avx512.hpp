@@ -15,7 +15,7 @@ AUGSERVE_INLINE __mmask16 first(std::size_t n) { return n >= WIDTH ? __mmask16(0
 
 // Twice max(|d|, least)^(-1/2), to about 1e-7.
 AUGSERVE_INLINE __m512 twice_inverse_root(__m512 d, __m512 least) {
-    const __m512 a = _mm512_max_ps(_mm512_abs_ps(d), least);
+    const __m512 a = _mm512_range_ps(d, least, 0x0b);  // the larger of both sizes
     const __m512 r = _mm512_rsqrt14_ps(a);
     return _mm512_mul_ps(r, _mm512_fnmadd_ps(_mm512_mul_ps(a, r), r, _mm512_set1_ps(3.0f)));
 }
