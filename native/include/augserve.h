@@ -2,8 +2,8 @@
  *
  * A tensor is (N, C, L): rows, channels, positions, with a stride in elements for each; NCHW and channels-last are
  * strides. Values are float32, or float16 / bfloat16 that are computed in float32. Sums over blocks are float32, over
- * a channel float64. One channel of one group is the work of one thread from beginning to end, so that results depend
- * neither on the number of threads nor on other groups or channels, to the bit.
+ * a channel float64. Sums are cut by the group's own size, its layout and the number of channels, and added in one
+ * order, so that a group's results depend neither on the number of threads nor on other groups, to the bit.
  *
  * Every field of a struct is 8 bytes wide: an int64, a double or a pointer. Functions return 0, or a negative code
  * whose text augserve_message() gives; on an error nothing has been written, but where memory ran out meanwhile.

@@ -113,10 +113,14 @@ private:
 }  // namespace
 
 void forward(const augserve_forward &a, const augserve_executor *executor) {
-    if (forward_in_lanes(a, executor)) return;
-    const std::vector<Group> groups = groups_of(a);
+    std::vector<Group> groups;  // each goes the way that its own values make it go
     std::size_t largest = 0;
-    for (const Group &group : groups) largest = std::max(largest, group.plan.rows);
+    for (const Group &group : groups_of(a)) {
+        if (forward_in_lanes(a, group, executor)) continue;
+        groups.push_back(group);
+        largest = std::max(largest, group.plan.rows);
+    }
+    if (groups.empty()) return;
     const std::size_t channels = std::size_t(a.channels), positions = std::size_t(a.positions);
     const bool contiguous = a.x_layout.position == 1 && a.y_layout.position == 1;
     const Tiling tiling(channels, largest * positions, contiguous, 1, a.threads,

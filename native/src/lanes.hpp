@@ -7,9 +7,12 @@
 
 namespace augserve {
 
-// Do the whole call and return true, or return false where this is not the way: another layout or format, phi above 2
-// or one for each channel, few channels, no AVX-512, or values so large or small that they need a scale.
-bool forward_in_lanes(const augserve_forward &a, const augserve_executor *executor);
+struct Group;
+
+// Do the work for one group, or the whole call, and return true; or return false where this is not the way: another
+// layout or format, phi above 2 or one for each channel, few channels, no AVX-512, or values of the group so large or
+// small that they need a scale.
+bool forward_in_lanes(const augserve_forward &a, const Group &group, const augserve_executor *executor);
 bool backward_in_lanes(const augserve_backward &a, const augserve_executor *executor);
 
 }  // namespace augserve

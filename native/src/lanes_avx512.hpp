@@ -20,6 +20,9 @@ struct alignas(64) Lane {
 struct Rows {
     const float *first;
     std::size_t stride, n, lanes;
+    const std::int64_t *order;  // where each row is, in strides, or nullptr for 0, 1, ..
+
+    std::size_t at(std::size_t i) const { return order ? std::size_t(order[i]) : i; }
 };
 
 struct LaneMoments {

@@ -45,7 +45,7 @@ AUGSERVE_INLINE void newton(Rows x, const LanePoint &at, Lane &weight, Lane &res
     const __m512 center = get(at.center), inverse = get(at.inverse), y = get(at.y), without = get(at.without);
     __m512 w_sum[TOGETHER] = {}, g_sum[TOGETHER] = {};
     each(x.n, [&](std::size_t i, std::size_t k) AUGSERVE_LAMBDA {
-        const __m512 value = _mm512_maskz_loadu_ps(mask, x.first + i * x.stride);
+        const __m512 value = _mm512_maskz_loadu_ps(mask, x.first + x.at(i) * x.stride);
         const __m512 d = _mm512_fnmadd_ps(_mm512_sub_ps(value, center), inverse, y);
         const __mmask16 counts = _mm512_cmp_ps_mask(value, without, _CMP_NEQ_UQ);
         const __m512 w = _mm512_maskz_mov_ps(counts, weight_of(d));
@@ -64,7 +64,7 @@ void lane_moments(Rows x, LaneMoments &sums) {
     __m512 sum[TOGETHER] = {}, low = get(sums.low), high = get(sums.high);
     __m512i magnitude = _mm512_loadu_si512(sums.magnitude), zeros = _mm512_loadu_si512(sums.zeros);
     each(x.n, [&](std::size_t i, std::size_t k) AUGSERVE_LAMBDA {
-        const __m512 value = _mm512_maskz_loadu_ps(mask, x.first + i * x.stride);
+        const __m512 value = _mm512_maskz_loadu_ps(mask, x.first + x.at(i) * x.stride);
         const __m512i size = _mm512_and_si512(_mm512_castps_si512(value), sign);
         sum[k] = _mm512_add_ps(sum[k], value);
         low = _mm512_min_ps(low, value);
@@ -84,7 +84,7 @@ void lane_squares(Rows x, const Lane &mean, Lane &squares, Lane &rest) {
     const __m512 m = get(mean);
     __m512 square[TOGETHER] = {}, left[TOGETHER] = {};
     each(x.n, [&](std::size_t i, std::size_t k) AUGSERVE_LAMBDA {
-        const __m512 d = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x.first + i * x.stride), m);
+        const __m512 d = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x.first + x.at(i) * x.stride), m);
         square[k] = _mm512_fmadd_ps(d, d, square[k]);
         left[k] = _mm512_add_ps(left[k], d);
     });
@@ -108,8 +108,8 @@ void lane_affine(Rows x, float *y, std::size_t y_stride, const LaneMap &map) {
     const __mmask16 mask = first(x.lanes);
     const __m512 center = get(map.center), scale = get(map.scale), shift = get(map.shift);
     each(x.n, [&](std::size_t i, std::size_t) AUGSERVE_LAMBDA {
-        const __m512 value = _mm512_maskz_loadu_ps(mask, x.first + i * x.stride);
-        _mm512_mask_storeu_ps(y + i * y_stride, mask, _mm512_fmadd_ps(_mm512_sub_ps(value, center), scale, shift));
+        const __m512 value = _mm512_maskz_loadu_ps(mask, x.first + x.at(i) * x.stride);
+        _mm512_mask_storeu_ps(y + x.at(i) * y_stride, mask, _mm512_fmadd_ps(_mm512_sub_ps(value, center), scale, shift));
     });
 }
 
@@ -118,8 +118,8 @@ void lane_gradient_sums(Rows x, const float *dy, std::size_t dy_stride, const La
     const __m512 center = get(g.center), inverse = get(g.inverse), least = get(g.least), one = _mm512_set1_ps(1.0f);
     __m512 sum[TOGETHER] = {}, product[TOGETHER] = {}, weight[TOGETHER] = {}, low[TOGETHER] = {}, high[TOGETHER] = {};
     const auto common = [&](std::size_t i, std::size_t k) AUGSERVE_LAMBDA {
-        const __m512 value = _mm512_maskz_loadu_ps(mask, x.first + i * x.stride);
-        const __m512 up = _mm512_maskz_loadu_ps(mask, dy + i * dy_stride);
+        const __m512 value = _mm512_maskz_loadu_ps(mask, x.first + x.at(i) * x.stride);
+        const __m512 up = _mm512_maskz_loadu_ps(mask, dy + x.at(i) * dy_stride);
         const __m512 t = _mm512_mul_ps(_mm512_sub_ps(value, center), inverse);
         sum[k] = _mm512_add_ps(sum[k], up);
         product[k] = _mm512_fmadd_ps(up, t, product[k]);
@@ -134,7 +134,7 @@ void lane_gradient_sums(Rows x, const float *dy, std::size_t dy_stride, const La
         const __m512 at_low = get(g.low), at_high = get(g.high);
         each(x.n, [&](std::size_t i, std::size_t k) AUGSERVE_LAMBDA {
             common(i, k);
-            const __m512 value = _mm512_maskz_loadu_ps(mask, x.first + i * x.stride);
+            const __m512 value = _mm512_maskz_loadu_ps(mask, x.first + x.at(i) * x.stride);
             low[k] = _mm512_mask_add_ps(low[k], _mm512_cmp_ps_mask(value, at_low, _CMP_EQ_OQ), low[k], one);
             high[k] = _mm512_mask_add_ps(high[k], _mm512_cmp_ps_mask(value, at_high, _CMP_EQ_OQ), high[k], one);
         });
@@ -156,8 +156,8 @@ void lane_gradient(Rows x, const float *dy, std::size_t dy_stride, float *dx, st
     const __m512 half_weight = _mm512_mul_ps(get(by.by_weight), _mm512_set1_ps(0.5f));
     const __m512 low = get(g.low), high = get(g.high), at_low = get(by.at_low), at_high = get(by.at_high);
     each(x.n, [&](std::size_t i, std::size_t) AUGSERVE_LAMBDA {
-        const __m512 value = _mm512_maskz_loadu_ps(mask, x.first + i * x.stride);
-        const __m512 up = _mm512_maskz_loadu_ps(mask, dy + i * dy_stride);
+        const __m512 value = _mm512_maskz_loadu_ps(mask, x.first + x.at(i) * x.stride);
+        const __m512 up = _mm512_maskz_loadu_ps(mask, dy + x.at(i) * dy_stride);
         const __m512 t = _mm512_mul_ps(_mm512_sub_ps(value, center), inverse);
         __m512 d = _mm512_fmadd_ps(by_dy, up, _mm512_fmadd_ps(by_t, t, constant));
         if (g.root) d = _mm512_fmadd_ps(half_weight, twice_inverse_root(t, least), d);
@@ -165,7 +165,7 @@ void lane_gradient(Rows x, const float *dy, std::size_t dy_stride, float *dx, st
             d = _mm512_mask_add_ps(d, _mm512_cmp_ps_mask(value, low, _CMP_EQ_OQ), d, at_low);
             d = _mm512_mask_add_ps(d, _mm512_cmp_ps_mask(value, high, _CMP_EQ_OQ), d, at_high);
         }
-        _mm512_mask_storeu_ps(dx + i * dx_stride, mask, d);
+        _mm512_mask_storeu_ps(dx + x.at(i) * dx_stride, mask, d);
     });
 }
 

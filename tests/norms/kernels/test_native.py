@@ -204,7 +204,7 @@ def test_the_number_of_threads_changes_no_bit(name: str, shape: tuple[int, ...])
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("shape", [(24, 5), (24, 5, 4, 4), (24, 3, 33, 32)], ids=str)
+@pytest.mark.parametrize("shape", [(24, 5), (48, 20), (24, 5, 4, 4), (24, 18, 3, 3), (24, 3, 33, 32)], ids=str)
 @pytest.mark.parametrize("name", NORMS)
 def test_a_group_is_normalized_as_if_alone_to_the_bit(
     name: str, shape: tuple[int, ...], channels_last: bool
@@ -216,10 +216,11 @@ def test_a_group_is_normalized_as_if_alone_to_the_bit(
         x = x.contiguous(memory_format=torch.channels_last)
     weight, bias = parameters(shape[1])
     running = torch.full((shape[1],), 0.3), torch.full((shape[1],), 1.7)
-    group = torch.tensor([0, 1, 2, 3] * 6)[torch.randperm(24, generator=torch.Generator().manual_seed(2))]
+    n = shape[0]
+    group = torch.tensor([0, 1, 2, 3] * (n // 4))[torch.randperm(n, generator=torch.Generator().manual_seed(2))]
     weights = torch.tensor([0.0, 0.25, 1.0, 0.0])
     order = torch.argsort(group, stable=True)
-    offsets = torch.tensor([0, 6, 12, 18, 24])
+    offsets = torch.arange(5) * (n // 4)
     strange = x.clone()
     strange[group == 3] = float("nan")
     strange[group == 1] *= 1e20
