@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from augserve.errors import InputError, StatisticsError
-from augserve.norms.fused import covers, normalize, runs_now, train
+from augserve.norms.fused import covers, normalize, plain, runs_now, train
 from augserve.norms.grouping import Grouping
 from augserve.norms.kernels.operators import has_kernel, norm_grouped
 from augserve.norms.kernels.spec import Groups, Moving, Spec
@@ -196,7 +196,7 @@ class StatisticsNorm(nn.Module, ABC):
             center, spread, batches = buffers["running_mean"], buffers[self.spread], buffers["num_batches_tracked"]
             if self.momentum is None or center is None or spread is None or batches is None:
                 return None
-            if center.dtype != torch.float32 or spread.dtype != torch.float32:
+            if center.dtype != torch.float32 or spread.dtype != torch.float32 or center.device != x.device:
                 return None
             batches.add_(1)
             moving = Moving(center, spread, self.momentum, count / (count - 1))
@@ -236,12 +236,12 @@ class StatisticsNorm(nn.Module, ABC):
     def _infer_groups(self, x: Tensor, grouping: Grouping) -> Tensor:
         """Normalize each group by itself: at once by a kernel where no gradient is wanted, else one by one."""
         spec = None if torch.is_grad_enabled() else self.spec()
+        rows_of_groups = grouping.rows(x.shape[0])
         if spec is not None and covers(x, spec):
             for rows, statistics in zip(grouping.sizes, grouping.statistics, strict=True):
                 if statistics.fixed_weight != 1.0:
                     self._require_values(rows * (x.numel() // max(x.shape[0] * x.shape[1], 1)), x)
             return self._blend(x, spec, grouping.groups, grouping.tracked_weight)
-        rows_of_groups = grouping.rows(x.shape[0])
         return grouping.join(
             [self._infer(x[rows], s) for rows, s in zip(rows_of_groups, grouping.statistics, strict=True)]
         )
@@ -249,8 +249,8 @@ class StatisticsNorm(nn.Module, ABC):
     def _blend(self, x: Tensor, spec: Spec, groups: Groups | None, tracked_weight: Tensor) -> Tensor:
         running: tuple[Tensor | None, Tensor | None] = None, None
         if self.track_running_stats:
-            running = self._buffer("running_mean").float(), self._buffer(self.spread).float()
-        parameters = (None if p is None else p.float() for p in (self.weight, self.bias, self.exponents()))
+            running = plain(self._buffer("running_mean")), plain(self._buffer(self.spread))
+        parameters = map(plain, (self.weight, self.bias, self.exponents()))
         order, offsets = groups or (None, None)
         y: Tensor = norm_grouped(x, *parameters, *running, order, offsets, tracked_weight, *spec)
         return y

@@ -55,7 +55,7 @@ def normalize(
         y like x, differentiable in x, weight, bias and exponents; float32 (4, C): center, spread (variance; max -
         min) and two more that backward needs, without gradient.
     """
-    weight, bias, exponents, start = (_float(part) for part in (weight, bias, exponents, start))
+    weight, bias, exponents, start = (plain(part) for part in (weight, bias, exponents, start))
     if not torch.is_grad_enabled():
         y, statistics = operators.norm_forward(x, weight, bias, exponents, start, *spec)
         return y, statistics
@@ -88,15 +88,18 @@ def train(
     moving: Moving | None,
 ) -> Tensor:
     """`normalize` for x of which `runs_now` is true, with the running statistics updated on the way."""
-    weight, bias, exponents, start = (_float(part) for part in (weight, bias, exponents, start))
+    weight, bias, exponents, start = (plain(part) for part in (weight, bias, exponents, start))
     if not torch.is_grad_enabled():
         return native.forward(x, weight, bias, exponents, start, spec, moving)[0]
     y: Tensor = _Now.apply(x, weight, bias, exponents, start, spec, moving)  # type: ignore[no-untyped-call]
     return y
 
 
-def _float(part: Tensor | None) -> Tensor | None:
-    return part if part is None or part.dtype == torch.float32 else part.float()
+def plain(part: Tensor | None) -> Tensor | None:
+    """Return a parameter as the kernels take it: float32, contiguous."""
+    if part is None or (part.dtype == torch.float32 and part.is_contiguous()):
+        return part
+    return part.float().contiguous()
 
 
 class _Norm(torch.autograd.Function):

@@ -134,11 +134,13 @@ def backward(
         spec: as `forward` took it.
     """
     x, x_layout = _laid_out(x)
+    if dy.shape != x.shape:
+        raise InputError(f"expected dy of the shape of x, {tuple(x.shape)}; got {tuple(dy.shape)}")
     dy, dy_layout = _laid_out(dy.to(x.dtype))
     dx, dx_layout = torch.empty_like(x), x_layout
     n, c = x.shape[:2]
     parameters = torch.empty((3, c)) if exponents is not None else torch.zeros((3, c))
-    own, to = statistics.data_ptr(), parameters.data_ptr()
+    own, to = _pointer(statistics, 4 * c), parameters.data_ptr()
     arguments = _BACKWARD.pack(
         spec.kind,
         DTYPES[x.dtype],
@@ -152,10 +154,10 @@ def backward(
         x.data_ptr(),
         dy.data_ptr(),
         dx.data_ptr(),
-        _pointer(weight),
+        _pointer(weight, c),
         spec.exponent,
         spec.eps,
-        _pointer(exponents),
+        _pointer(exponents, c),
         own,
         own + 4 * c,
         own + 8 * c,
@@ -192,8 +194,8 @@ def median(
         rows.shape[1],
         rows.data_ptr(),
         exponent,
-        _pointer(exponents),
-        _pointer(start),
+        _pointer(exponents, count),
+        _pointer(start, count),
         rtol,
         max_steps,
         *(to + 4 * count * k for k in range(5)),
@@ -221,6 +223,7 @@ def _forward(
     y = torch.empty_like(x)
     n, c = x.shape[:2]
     own = 0 if statistics is None else statistics.data_ptr()
+    count = 1 if groups is None else groups.offsets.shape[0] - 1
     arguments = _FORWARD.pack(
         spec.kind,
         DTYPES[x.dtype],
@@ -232,20 +235,20 @@ def _forward(
         *x_layout,
         x.data_ptr(),
         y.data_ptr(),
-        _pointer(weight),
-        _pointer(bias),
+        _pointer(weight, c),
+        _pointer(bias, c),
         spec.exponent,
         spec.eps,
-        _pointer(exponents),
+        _pointer(exponents, c),
         spec.rtol,
         spec.max_steps,
-        _pointer(start),
-        1 if groups is None else groups.offsets.shape[0] - 1,
-        0 if groups is None else groups.order.data_ptr(),
-        0 if groups is None else groups.offsets.data_ptr(),
-        _pointer(tracked_weight),
-        0 if running is None else running[0].data_ptr(),
-        0 if running is None else running[1].data_ptr(),
+        _pointer(start, c),
+        count,
+        0 if groups is None else _pointer(groups.order, n, torch.int64),
+        0 if groups is None else _pointer(groups.offsets, count + 1, torch.int64),
+        _pointer(tracked_weight, count),
+        0 if running is None else _pointer(running[0], c),
+        0 if running is None else _pointer(running[1], c),
         own,
         own and own + 4 * c,
         own and own + 8 * c,
@@ -253,8 +256,8 @@ def _forward(
         0,
         0.0 if moving is None else moving.momentum,
         0.0 if moving is None else moving.unbiased,
-        0 if moving is None else moving.center.data_ptr(),
-        0 if moving is None else moving.spread.data_ptr(),
+        0 if moving is None else _pointer(moving.center, c),
+        0 if moving is None else _pointer(moving.spread, c),
     )
     _run(_need().forward, arguments)
     return y
@@ -277,8 +280,16 @@ def _positions(x: Tensor) -> int:
     return x.numel() // channels if channels else 1
 
 
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _pointer(tensor: Tensor | None, count: int, dtype: torch.dtype = torch.float32) -> int:
+    """Return where `count` numbers lie, 0 for None, or raise InputError where they do not."""
+    if tensor is None:
+        return 0
+    if tensor.dtype != dtype or tensor.numel() != count or not tensor.is_cpu or not tensor.is_contiguous():
+        raise InputError(
+            f"native kernel: expected {count} numbers, {dtype}, contiguous, on the CPU; got {tuple(tensor.shape)}, "
+            f"{tensor.dtype}, on {tensor.device}"
+        )
+    return tensor.data_ptr()
 
 
 def _need() -> Library:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from augserve.models import build_model
 from augserve.norms import (
@@ -362,6 +362,30 @@ def test_wrong_arguments_are_named() -> None:
         native.forward(data((4, 3)), None, None, None, None, Spec(AUG, 0.5, 1e-5, 1e-5, 32))
     with pytest.raises(ValueError, match="1 value"):
         BatchNorm1d(3)(data((1, 3)))
+
+
+def test_memory_that_is_not_there_is_never_read() -> None:
+    x, spec = data((4, 3, 5, 5)), NORMS["aug-1.5"]
+    for weight in (
+        torch.ones(2),
+        torch.ones(3, dtype=torch.float64),
+        torch.ones(6)[::2],
+        torch.ones(3, device="meta"),
+    ):
+        with pytest.raises(ValueError, match="expected 3 numbers"):
+            native.forward(x, weight, None, None, None, spec)
+    statistics = operators.norm_forward(x, None, None, None, None, *spec)[1]
+    with pytest.raises(ValueError, match="shape of x"):
+        native.backward(x[:2], x, None, statistics, None, spec)
+    with pytest.raises(ValueError, match="expected 12 numbers"):
+        native.backward(x, x, None, statistics[:3], None, spec)
+    order = torch.tensor([0, 1, 2])
+    with pytest.raises(ValueError, match="expected 4 numbers"):
+        native.grouped(x, None, None, None, None, Groups(order, torch.tensor([0, 3])), torch.zeros(1), spec)
+    wide = nn.Parameter(torch.ones(1)).expand(3)  # a parameter without memory of its own
+    layer = AugNorm2d(3)
+    y = torch.func.functional_call(layer, {"weight": wide}, (x,))
+    torch.testing.assert_close(y, AugNorm2d(3)(x))
 
 
 def test_cases_hold_a_norm_of_every_kernel() -> None:
