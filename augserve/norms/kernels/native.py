@@ -136,7 +136,7 @@ def backward(
     x, x_layout = _laid_out(x)
     if dy.shape != x.shape:
         raise InputError(f"expected dy of the shape of x, {tuple(x.shape)}; got {tuple(dy.shape)}")
-    dy, dy_layout = _laid_out(dy.to(x.dtype))
+    dy, dy_layout = _laid_out(dy if dy.dtype == x.dtype else dy.to(x.dtype))
     dx, dx_layout = torch.empty_like(x), x_layout
     n, c = x.shape[:2]
     parameters = torch.empty((3, c)) if exponents is not None else torch.zeros((3, c))
@@ -284,12 +284,12 @@ def _pointer(tensor: Tensor | None, count: int, dtype: torch.dtype = torch.float
     """Return where `count` numbers lie, 0 for None, or raise InputError where they do not."""
     if tensor is None:
         return 0
-    if tensor.dtype != dtype or tensor.numel() != count or not tensor.is_cpu or not tensor.is_contiguous():
-        raise InputError(
-            f"native kernel: expected {count} numbers, {dtype}, contiguous, on the CPU; got {tuple(tensor.shape)}, "
-            f"{tensor.dtype}, on {tensor.device}"
-        )
-    return tensor.data_ptr()
+    if tensor.numel() == count and tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous():
+        return tensor.data_ptr()
+    raise InputError(
+        f"native kernel: expected {count} numbers, {dtype}, contiguous, on the CPU; got {tuple(tensor.shape)}, "
+        f"{tensor.dtype}, on {tensor.device}"
+    )
 
 
 def _need() -> Library:
