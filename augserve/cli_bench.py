@@ -93,6 +93,7 @@ def norms(
     ] = None,
     rounds: Annotated[int, typer.Option(help="Turns of every norm; the figures are medians.")] = 9,
     zeros: Annotated[float, typer.Option(help="Fraction of the values that is 0, in [0, 1).")] = 0.0,
+    relu: Annotated[bool, typer.Option("--relu", help="Take the values after a ReLU.")] = False,
     compiled: Annotated[
         bool, typer.Option("--compiled", help="Let torch.compile of the papers' method take part.")
     ] = False,
@@ -111,7 +112,7 @@ def norms(
     from augserve.bench.norms import SHAPES, measure_norms
 
     shapes = SHAPES if shape is None else tuple(_shape(text) for text in shape)
-    table = measure_norms(device, shapes=shapes, rounds=rounds, zeros=zeros, compiled=compiled)
+    table = measure_norms(device, shapes=shapes, rounds=rounds, zeros=zeros, relu=relu, compiled=compiled)
     if not as_json:
         console.show_norm_rows(table)
         return

@@ -1,7 +1,7 @@
 """The native library: where it is, whether it may be used, and how to get it. No torch, no ONNX Runtime.
 
 pip builds it from `native/` where there is a C++ compiler; everything works without it, slower. Two variables of
-the environment are read, each time anew:
+the environment are read, each time anew here, once by `augserve.norms` when it is imported:
 
     AUGSERVE_NATIVE           auto (use it where it is), on (it must be there), off
     AUGSERVE_NATIVE_LIBRARY   path of another library to take

@@ -95,6 +95,7 @@ def measure_norms(
     rounds: int = 9,
     compiled: bool = False,
     zeros: float = 0.0,
+    relu: bool = False,
     seed: int = 0,
 ) -> Iterator[NormRow]:
     """Measure every norm on every shape.
@@ -104,7 +105,8 @@ def measure_norms(
         shapes: (N, C) or (N, C, H, W).
         rounds: how often every contestant takes its turn, after one round that is not counted.
         compiled: let torch.compile of the papers' method take part (it needs a C++ compiler, or Triton on CUDA).
-        zeros: the fraction of the values that is 0, as after a ReLU; in [0, 1).
+        zeros: the fraction of the values that is 0, in [0, 1).
+        relu: take the values after a ReLU.
         seed: of the data.
 
     Returns:
@@ -132,7 +134,8 @@ def measure_norms(
         for shape in shapes:
             generator = torch.Generator().manual_seed(seed)
             x = torch.randn(shape, generator=generator)
-            x = torch.where(torch.rand(shape, generator=generator) < zeros, 0.0, x).to(place).requires_grad_()
+            x = torch.where(torch.rand(shape, generator=generator) < zeros, 0.0, x)
+            x = (x.relu() if relu else x).to(place).requires_grad_()
             yield from _measure_shape(x, contestants(shape[1], len(shape), place, compiled=compiled), rounds)
 
     return measure()

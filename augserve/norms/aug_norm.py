@@ -90,8 +90,6 @@ class AugNorm(HasExponent, StatisticsNorm):
 
     @override
     def spec(self) -> Spec | None:
-        if type(self).group_statistics is not AugNorm.group_statistics or type(self).divisor is not AugNorm.divisor:
-            return None
         return make_spec(AUG, PHI_OF_CHANNELS if self.learn_phi else self._phi, self.eps)
 
     @override
@@ -104,7 +102,7 @@ class AugNorm(HasExponent, StatisticsNorm):
     @override
     def normalize_batch(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor, Tensor]:
         # What torch.compile fuses is written plainly; what autograd would keep too much of is one function.
-        if self.synchronised or torch.compiler.is_compiling() or self.spec() is None:
+        if self.synchronised or torch.compiler.is_compiling() or not self.kernels_know:
             return super().normalize_batch(x, over)
         weight, bias, start = (
             None if v is None else along_channels(v, x) for v in (self.weight, self.bias, self.start())

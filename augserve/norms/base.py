@@ -32,6 +32,20 @@ from augserve.norms.reduction import Local, Reduction, along_channels, reduced_d
 from augserve.norms.symbolic import norm_node
 from augserve.statistics import Statistics
 
+# What a kernel does in place of a layer.
+FORMULAS = frozenset(
+    (
+        "group_statistics",
+        "divisor",
+        "unbiased",
+        "normalize_batch",
+        "spread_of",
+        "_affine",
+        "_update_running",
+        "_train",
+    )
+)
+
 
 class StatisticsNorm(nn.Module, ABC):
     """The base of the norm layers over (N, C, *spatial); not used by itself.
@@ -46,6 +60,7 @@ class StatisticsNorm(nn.Module, ABC):
         dtype: of the parameters and buffers.
     """
 
+    kernels_know = False  # whether no subclass has changed the formulas since `spec` was defined; see below
     _version = 2  # of the state dict, as torch.nn.BatchNorm: num_batches_tracked is there
     ndims: tuple[int, ...] = ()  # the dimensions an input may have
     spread: str = "running_var"  # the buffer of the tracked spread
@@ -85,6 +100,14 @@ class StatisticsNorm(nn.Module, ABC):
         self.register_buffer("num_batches_tracked", count)
         self.reset_parameters()
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = vars(cls)
+        if "spec" in own:
+            cls.kernels_know = True
+        elif not FORMULAS.isdisjoint(own):  # a subclass with formulas of its own, which no kernel has
+            cls.kernels_know = False
+
     def reset_running_stats(self) -> None:
         """Set the running statistics to what they are before any batch."""
         if self.track_running_stats:
@@ -122,8 +145,12 @@ class StatisticsNorm(nn.Module, ABC):
         return spread
 
     def spec(self) -> Spec | None:
-        """Return the norm as the kernels know it, or None where a subclass has formulas of its own."""
+        """Return the norm as the kernels know it, or None; asked only where `kernels_know`."""
         return None
+
+    def kernel_spec(self) -> Spec | None:
+        """Return `spec`, or None where a subclass has formulas of its own."""
+        return self.spec() if self.kernels_know else None
 
     def exponents(self) -> Tensor | None:
         """Return phi of each channel (C,), or None where it is one number."""
@@ -184,7 +211,7 @@ class StatisticsNorm(nn.Module, ABC):
         """Do all of a training step's work in one call of a native kernel, or return None where that cannot be."""
         if self.grouping is not None or self.process_group is not False or not runs_now(x):
             return None
-        spec = self.spec()
+        spec = self.kernel_spec()
         if spec is None or not has_kernel(spec) or x.shape[0] == 0:
             return None
         moving, count = None, x.numel() // x.shape[1]
@@ -227,7 +254,7 @@ class StatisticsNorm(nn.Module, ABC):
 
     def _normalize(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor, Tensor]:
         """`normalize_batch`, by a kernel where there is one."""
-        spec = None if self.synchronised else self.spec()
+        spec = None if self.synchronised else self.kernel_spec()
         if spec is None or not covers(x, spec):
             return self.normalize_batch(x, over)
         y, statistics = normalize(x, self.weight, self.bias, self.exponents(), self.start(), spec)
@@ -235,7 +262,7 @@ class StatisticsNorm(nn.Module, ABC):
 
     def _infer_groups(self, x: Tensor, grouping: Grouping) -> Tensor:
         """Normalize each group by itself: at once by a kernel where no gradient is wanted, else one by one."""
-        spec = None if torch.is_grad_enabled() else self.spec()
+        spec = None if torch.is_grad_enabled() else self.kernel_spec()
         rows_of_groups = grouping.rows(x.shape[0])
         if spec is not None and covers(x, spec):
             for rows, statistics in zip(grouping.sizes, grouping.statistics, strict=True):
@@ -257,7 +284,12 @@ class StatisticsNorm(nn.Module, ABC):
 
     def _infer(self, x: Tensor, statistics: Statistics) -> Tensor:
         fixed = statistics.fixed_weight
-        if fixed != 0.0 and not torch.is_grad_enabled() and runs_now(x) and (spec := self.spec()) is not None:
+        if (
+            fixed != 0.0
+            and not torch.is_grad_enabled()
+            and runs_now(x)
+            and (spec := self.kernel_spec()) is not None
+        ):
             weight = 1.0 if fixed == 1.0 else statistics.weight(x.shape[0])
             self._buffer("running_mean")  # or an error that says what to do
             if weight != 1.0:

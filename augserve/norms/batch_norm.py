@@ -44,13 +44,12 @@ class BatchNorm(StatisticsNorm):
 
     @override
     def spec(self) -> Spec | None:
-        own = type(self).group_statistics is BatchNorm.group_statistics and type(self).divisor is BatchNorm.divisor
-        return make_spec(AUG, 2.0, self.eps) if own else None
+        return make_spec(AUG, 2.0, self.eps)
 
     @override
     def normalize_batch(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor, Tensor]:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        if self.spec() is None or self.synchronised or (self.weight is not None and self.weight.dtype != dtype):
+        if not self.kernels_know or self.synchronised or (self.weight is not None and self.weight.dtype != dtype):
             return super().normalize_batch(x, over)
         # Momentum 1 leaves the batch's own statistics in the two buffers: one pass of torch's kernel for all.
         mean, var = torch.zeros((2, self.num_features), device=x.device, dtype=dtype)

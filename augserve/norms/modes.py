@@ -28,7 +28,7 @@ def fast_in_channels_last(layer: StatisticsNorm) -> bool:
 
     BatchNorm's and RobustNorm's are: by a native kernel where AVX-512 is there, else BatchNorm's by torch.
     """
-    spec = layer.spec()
+    spec = layer.kernel_spec()
     if spec is None:
         return False
     if spec.kind == AUG:

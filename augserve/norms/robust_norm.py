@@ -72,9 +72,6 @@ class RobustNorm(StatisticsNorm):
 
     @override
     def spec(self) -> Spec | None:
-        own = type(self).group_statistics is RobustNorm.group_statistics
-        if not own or type(self).divisor is not RobustNorm.divisor:
-            return None
         return make_spec(ROBUST_RANGE if self.track == "range" else ROBUST, self.p, self.eps)
 
     @override

@@ -12,7 +12,7 @@ from augserve.norms import AugNorm
 
 def test_every_norm_takes_part_on_every_shape() -> None:
     shapes = [(8, 4, 5, 5), (16, 3)]
-    rows = list(measure_norms(shapes=shapes, rounds=2, zeros=0.3))
+    rows = list(measure_norms(shapes=shapes, rounds=2, zeros=0.3, relu=True))
     names = list(contestants(4, 4, torch.device("cpu"), compiled=False))
     assert [(row.shape, row.norm) for row in rows] == [(shape, name) for shape in shapes for name in names]
     for row in rows:

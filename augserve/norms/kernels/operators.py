@@ -21,6 +21,7 @@ from augserve.norms.median.problem import largest_phi
 
 _LIBRARY: Any = torch.library.Library("augserve", "FRAGMENT")  # type: ignore[no-untyped-call]
 LARGEST_PHI = largest_phi(torch.float32)
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _NORM = "int kind, float exponent, float eps, float rtol, int max_steps"
 _LIBRARY.define(
     "norm_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? exponents, Tensor? start, "
@@ -46,6 +47,13 @@ def has_kernel(spec: Spec) -> bool:
     return spec.kind != AUG or 1 < spec.exponent <= LARGEST_PHI
 
 
+def _dense(x: Tensor) -> Tensor:
+    """Return x contiguous or channels-last, copied where it is neither: what comes out lies as what goes in."""
+    if x.is_contiguous() or (x.ndim in CHANNELS_LAST and x.is_contiguous(memory_format=CHANNELS_LAST[x.ndim])):
+        return x
+    return x.contiguous()
+
+
 def _kernels(x: Tensor, spec: Spec) -> Any:
     if not has_kernel(spec):
         return reference
@@ -63,7 +71,7 @@ def _forward(
     *norm: Any,
 ) -> tuple[Tensor, Tensor]:
     spec = Spec(*norm)
-    y, statistics = _kernels(x, spec).forward(x, weight, bias, exponents, start, spec)
+    y, statistics = _kernels(x, spec).forward(_dense(x), weight, bias, exponents, start, spec)
     return y, statistics
 
 
@@ -71,7 +79,7 @@ def _backward(
     dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, exponents: Tensor | None, *norm: Any
 ) -> tuple[Tensor, Tensor]:
     spec = Spec(*norm)
-    dx, parameters = _kernels(x, spec).backward(dy, x, weight, statistics, exponents, spec)
+    dx, parameters = _kernels(x, spec).backward(dy, _dense(x), weight, statistics, exponents, spec)
     return dx, parameters
 
 
@@ -90,7 +98,7 @@ def _grouped(
     running = None if running_center is None or running_spread is None else (running_center, running_spread)
     groups = None if order is None or offsets is None else Groups(order, offsets)
     spec = Spec(*norm)
-    y: Tensor = _kernels(x, spec).grouped(x, weight, bias, exponents, running, groups, tracked_weight, spec)
+    y: Tensor = _kernels(x, spec).grouped(_dense(x), weight, bias, exponents, running, groups, tracked_weight, spec)
     return y
 
 
@@ -99,15 +107,15 @@ def _statistics_like(x: Tensor) -> Tensor:
 
 
 def _fake_forward(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), _statistics_like(x)
+    return torch.empty_like(_dense(x)), _statistics_like(x)
 
 
 def _fake_backward(dy: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), _statistics_like(x)[:3].clone()
+    return torch.empty_like(_dense(x)), _statistics_like(x)[:3].clone()
 
 
 def _fake_grouped(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
+    return torch.empty_like(_dense(x))
 
 
 for _name, _kernel, _fake in (
