@@ -188,7 +188,7 @@ def export(
 
     from augserve.export import export_onnx
     from augserve.manifest import FILE_MODES, FileMode
-    from augserve.runtime import Native
+    from augserve.runtime_native import Native
     from augserve.training import load_run
 
     if mode not in FILE_MODES:
@@ -231,13 +231,16 @@ def info(
             console.show_installation(installation)
         return
 
-    from augserve.runtime import open_session, read_manifest
+    from augserve.runtime import kernels_of, open_session, read_manifest
 
-    manifest = read_manifest(open_session(path), path)
+    session = open_session(path)
+    manifest, kernels = read_manifest(session, path), kernels_of(session)
     if as_json:
-        typer.echo(manifest.model_dump_json(indent=2))
+        shown = manifest.model_dump(mode="json")
+        shown["native"] = {"library": kernels.library and str(kernels.library), "reason": kernels.reason}
+        typer.echo(json.dumps(shown, indent=2))
     else:
-        console.show_manifest(str(path), manifest)
+        console.show_manifest(str(path), manifest, kernels)
 
 
 @app.command()

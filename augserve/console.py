@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from augserve.data import ImageSet
     from augserve.installation import Installation
     from augserve.manifest import Manifest, ParityCheck
+    from augserve.runtime_native import Kernels
     from augserve.training import EpochMetrics, TrainConfig
 
 # Names of files and classes are shown as they are: nothing in them is markup or an emoji, and none is cut.
@@ -88,19 +89,22 @@ class TrainingDisplay:
 
 def show_parity(checks: Sequence[ParityCheck]) -> None:
     """Print a parity report as a table."""
-    table = Table("check", "rows", "max |difference|", "same top 1", "repeats", title="torch against ONNX Runtime")
+    title = "torch against ONNX Runtime"
+    table = Table("check", "rows", "norms", "max |difference|", "relative", "same top 1", "repeats", title=title)
     for check in checks:
         table.add_row(
             check.name,
             str(check.rows),
+            "native" if check.native else "standard",
             f"{check.max_abs_difference:.2e}",
+            f"{check.max_relative_difference:.1e}",
             f"{check.top1_agreement:.0%}",
             "identical" if check.repeats_identical else "differ",
         )
     out.print(table)
 
 
-def show_manifest(name: str, manifest: Manifest) -> None:
+def show_manifest(name: str, manifest: Manifest, kernels: Kernels) -> None:
     """Print what a file says about itself."""
     table = Table("", Column(overflow="fold"), show_header=False, box=None)
     kinds: dict[str, int] = {}
@@ -120,6 +124,7 @@ def show_manifest(name: str, manifest: Manifest) -> None:
         ("data", manifest.data or "unknown"),
         ("opset", str(manifest.opset)),
         ("written by", ", ".join(f"{package} {version}" for package, version in manifest.versions.items())),
+        ("norms run by", str(kernels.library) if kernels.library else f"standard operators ({kernels.reason})"),
         ("checkpoint", manifest.checkpoint_sha256 or "unknown"),
     ):
         table.add_row(key, value)

@@ -56,11 +56,16 @@ class Preprocessing(_Schema):
 
 
 class ParityCheck(_Schema):
-    """torch against ONNX Runtime on one batch of real rows; differences are of the logits."""
+    """torch against ONNX Runtime on one batch of real rows; differences are of the logits.
+
+    native tells whether the native operators took part; max_relative_difference is of the largest logit.
+    """
 
     name: str
     rows: int
+    native: bool = False
     max_abs_difference: float
+    max_relative_difference: float = 0.0
     top1_agreement: float
     repeats_identical: bool
 

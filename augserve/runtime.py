@@ -8,31 +8,38 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from augserve.errors import ConfigurationError, InputError, ModelFileError, unknown_choice
+from augserve.errors import InputError, ModelFileError, unknown_choice
 from augserve.manifest import METADATA_KEY, Manifest, parse_manifest
-
-Native = Literal["auto", "on", "off"]
+from augserve.runtime_native import Kernels, Native, register
 
 ADAPTIVE_INPUTS = ("input", "group", "tracked_weight")
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 
+_kernels: WeakKeyDictionary[ort.InferenceSession, Kernels] = WeakKeyDictionary()
+
 
 def open_session(
-    path: str | Path, *, providers: Sequence[str] | None = None, native: Native = "auto", threads: int = 0
+    path: str | Path,
+    *,
+    providers: Sequence[str] | None = None,
+    native: Native = "auto",
+    library: str | Path | None = None,
+    threads: int = 0,
 ) -> ort.InferenceSession:
     """Open an exported file.
 
     Args:
         path: the .onnx file.
         providers: ONNX Runtime execution providers, in order of preference; None means the CPU.
-        native: use of the native operator library: "auto" (when there is one), "on" (it must be there), "off".
-            This version has none, so "auto" and "off" are the same.
+        native: use of the native operators: "auto" (when there is a library that works, unless AUGSERVE_NATIVE says
+            otherwise), "on" (there must be one), "off"; see `kernels_of`.
+        library: the native library's file, instead of AUGSERVE_NATIVE_LIBRARY's or the one that was installed.
         threads: threads inside one operator; 0 leaves it to ONNX Runtime (one a core).
 
     Returns:
@@ -40,13 +47,9 @@ def open_session(
 
     Raises:
         ModelFileError: no such file, not an ONNX file, not ours, damaged, or a manifest that its graph belies.
-        ConfigurationError: a provider that this ONNX Runtime does not have, or native="on".
+        ConfigurationError: a provider that this ONNX Runtime does not have, or native="on" without a library.
     """
     path = Path(path)
-    if native not in ("auto", "on", "off"):
-        raise unknown_choice("value of native", native, ("auto", "on", "off"))
-    if native == "on":
-        raise ConfigurationError("this augserve has no native operator library; use native 'auto' or 'off'")
     if not os.path.isfile(path):  # Path.is_file raises for names that the system does not take
         what = "a folder" if os.path.isdir(path) else "nothing"
         raise ModelFileError(f"{path}: expected an .onnx file, found {what}; `augserve export` writes one")
@@ -57,13 +60,24 @@ def open_session(
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised, not printed
     options.intra_op_num_threads = threads
+    kernels = register(options, chosen, native, library)
     try:
         session = ort.InferenceSession(str(path), options, providers=chosen)
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this
         reason = str(error).strip().splitlines()[0][:200]
         raise ModelFileError(f"{path}: not an ONNX file that can be run ({reason})") from None
     _check_graph(session, read_manifest(session, path), path)
+    _kernels[session] = kernels
     return session
+
+
+def kernels_of(session: ort.InferenceSession) -> Kernels:
+    """Return what runs the norms in a session of `open_session`: the native library, or the file's functions.
+
+    Example:
+        >>> kernels_of(open_session("model.onnx", native="off")).library  # doctest: +SKIP
+    """
+    return _kernels.get(session, Kernels(None, "not opened by augserve.runtime.open_session"))
 
 
 def read_manifest(session: ort.InferenceSession, path: str | Path = "the model") -> Manifest:

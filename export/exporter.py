@@ -17,7 +17,9 @@ from torch import Tensor, nn
 import augserve
 from augserve.errors import ExportError, InputError, unknown_choice
 from augserve.export.fold import lower_tracked
-from augserve.export.operators import OPSET, function_body
+from augserve.export.functions import functions_of
+from augserve.export.fuse import fuse_endings
+from augserve.export.operators import OPSET
 from augserve.export.parity import ParityReport, compare
 from augserve.export.trace import refuse_what_cannot_be_exported, trace
 from augserve.files import write_atomic
@@ -25,7 +27,8 @@ from augserve.manifest import FILE_MODES, METADATA_KEY, FileMode, Manifest, Norm
 from augserve.norms import norm_layers
 from augserve.norms.modes import evaluating
 from augserve.norms.symbolic import DOMAIN
-from augserve.runtime import Native, open_session, rows_with_own_statistics
+from augserve.runtime import kernels_of, open_session, rows_with_own_statistics
+from augserve.runtime_native import Native
 
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 
@@ -80,12 +83,22 @@ def export_onnx(
         with tempfile.TemporaryDirectory() as folder:
             candidate = Path(folder) / path.name
             candidate.write_bytes(proto.SerializeToString())
-            session = open_session(candidate, native=native)
-            report = compare(model, session, example, mode, rows_with_own_statistics(description))
+            sessions = _sessions(candidate, native if proto.functions else "off")
+            report = compare(model, sessions, example, mode, rows_with_own_statistics(description))
     proven = description.model_copy(update={"parity": list(report.checks)})
     _set_manifest(proto, proven)
     write_atomic(path, proto.SerializeToString())
     return report
+
+
+def _sessions(path: Path, native: Native) -> dict[bool, ort.InferenceSession]:
+    """Return the file opened without and, where they are wanted and of use, with the native operators."""
+    sessions = {False: open_session(path, native="off")}
+    if native != "off":
+        session = open_session(path, native=native)
+        if kernels_of(session).library is not None:
+            sessions[True] = session
+    return sessions
 
 
 def _look(model: nn.Module, example: Tensor) -> tuple[list[NormLayer], int]:
@@ -166,9 +179,10 @@ def _finish(traced: ir.Model, mode: FileMode, manifest: Manifest) -> onnx.ModelP
     """Give the norm nodes their meaning, attach the manifest, and check the whole."""
     if mode == "tracked":
         lower_tracked(traced)
-    used = sorted({node.op_type for node in traced.graph if node.domain == DOMAIN})
+    else:
+        fuse_endings(traced)
     proto = ir.to_proto(traced)
-    proto.functions.extend(function_body(name) for name in used)
+    proto.functions.extend(functions_of(node.op_type for node in traced.graph if node.domain == DOMAIN))
     proto.ir_version = IR_VERSION
     proto.producer_name, proto.producer_version = "augserve", augserve.__version__
     del proto.metadata_props[:]

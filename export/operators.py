@@ -9,7 +9,8 @@ Every function takes (x, weight, bias, running_mean, running_spread, group, trac
 
 Rows are summed by themselves, then the sums by group with ScatterElements and handed back to the rows with
 Gather: a group's numbers do not depend on the other rows of the run, to the bit, and a NaN or inf stays in its
-group. Where lambda = 1 the running statistics are selected, not blended, so that such a row stands for itself.
+group. Where lambda = 1 the running statistics are selected, not blended, so that such a row stands for itself;
+where all rows are such rows, statistics are not computed.
 
 Statistics are (N, C), with every row of a group holding the same values.
 """
@@ -20,12 +21,13 @@ import onnx
 import onnx.parser
 
 from augserve.export.solver_body import solver_above_2, solver_below_2
-from augserve.norms.symbolic import DOMAIN
+from augserve.norms.symbolic import DOMAIN, LEARNED
 
 OPSET = 18
+BELOW_2, ABOVE_2 = f"{LEARNED}Below2", f"{LEARNED}Above2"  # the halves of AugNormLearned
 
 _HEAD = """<opset_import: ["" : 18], domain: "augserve">
-{name} {attributes} (x, weight, bias, running_mean, running_spread, group, tracked_weight) => (y)
+{name} {attributes} ({inputs}) => (y)
 {{
   eps = Constant <value_float: float = @eps> ()
   zero = Constant <value = float {{0.0}}> ()
@@ -42,6 +44,13 @@ _HEAD = """<opset_import: ["" : 18], domain: "augserve">
   zeros = ConstantOfShape <value = float[1] {{0.0}}> (rows_channels)
   lambda = Unsqueeze (tracked_weight, axis_1)
   tracked = GreaterOrEqual (lambda, one)
+  own = Not (tracked)
+  own_rows = Cast <to = 7> (own)
+  own_count = ReduceSum <keepdims = 0> (own_rows)
+  no_rows = Constant <value = int64 {{0}}> ()
+  any_own = Greater (own_count, no_rows)
+  batch_center, batch_spread = If (any_own) <
+    then_branch = with_statistics () => (float[?, ?] group_center, float[?, ?] group_spread) {{
   positions_1 = Shape <start = 2, end = 3> (x3)
   positions = Cast <to = 1> (positions_1)
   ones_row = Expand (positions, rows_channels)
@@ -82,23 +91,29 @@ _ABOUT_CENTER = """
 """
 
 _TAIL = """
+    }},
+    else_branch = all_tracked () => (float[?, ?] no_center, float[?, ?] no_spread) {{
+      no_center = Identity (zeros)
+      no_spread = Identity (zeros)
+    }}
+  >
   rest = Sub (one, lambda)
   tracked_center = Mul (lambda, running_mean)
   tracked_spread = Mul (lambda, running_spread)
-  own_center = Mul (rest, group_center)
-  own_spread = Mul (rest, group_spread)
+  own_center = Mul (rest, batch_center)
+  own_spread = Mul (rest, batch_spread)
   blend_center = Add (tracked_center, own_center)
   blend_spread = Add (tracked_spread, own_spread)
   center = Where (tracked, running_mean, blend_center)
   spread = Where (tracked, running_spread, blend_spread)
 {divisor}
   scale = Div (weight, divisor)
-  scaled_center = Mul (center, scale)
-  offset = Sub (bias, scaled_center)
   scale_3 = Unsqueeze (scale, axis_2)
-  offset_3 = Unsqueeze (offset, axis_2)
-  scaled = Mul (x3, scale_3)
-  y3 = Add (scaled, offset_3)
+  center_3 = Unsqueeze (center, axis_2)
+  bias_3 = Unsqueeze (bias, axis_1)
+  centered = Sub (x3, center_3)
+  scaled = Mul (centered, scale_3)
+  y3 = Add (scaled, bias_3)
   y = Reshape (y3, shape)
 }}
 """
@@ -114,7 +129,8 @@ _POWER_OF_RANGE_DIVISOR = """
   range_is_zero = Equal (spread, zero)
   range_safe = Where (range_is_zero, one, spread)
   range_log = Log (range_safe)
-  range_log_p = Mul (range_log, p)
+  range_p = Constant <value_float: float = @p> ()
+  range_log_p = Mul (range_log, range_p)
   range_power = Exp (range_log_p)
   denominator = Where (range_is_zero, zero, range_power)
   divisor = Add (denominator, eps)
@@ -191,44 +207,53 @@ _ROBUST = """
 """
 
 
-def _function(name: str, attributes: str, statistics: str, divisor: str) -> str:
-    return _HEAD.format(name=name, attributes=attributes) + statistics + _TAIL.format(divisor=divisor)
+INPUTS = ("x", "weight", "bias", "running_mean", "running_spread", "group", "tracked_weight")
+_SOLVER_ATTRIBUTES = ("eps", "rtol", "max_steps")
 
 
-_SOURCES = {
-    "BatchNorm": _function("BatchNorm", "<eps>", _VARIANCE + _MEAN_CENTER, _ROOT_DIVISOR),
-    "MedianNorm": _function("MedianNorm", "<eps>", _VARIANCE + _MEDIAN_CENTER + _ABOUT_CENTER, _ROOT_DIVISOR),
-    "MidrangeNorm": _function(
-        "MidrangeNorm", "<eps>", _VARIANCE + _EXTREMES + _MIDRANGE_CENTER + _ABOUT_CENTER, _ROOT_DIVISOR
-    ),
-    "AugNorm": _function(
-        "AugNorm",
-        "<phi, eps, rtol, max_steps>",
-        _VARIANCE + solver_below_2() + _ABOUT_CENTER,
-        _ROOT_DIVISOR,
-    ),
-    "AugNormAbove2": _function(
-        "AugNormAbove2",
-        "<phi, eps, rtol, max_steps>",
+def _function(
+    name: str, attributes: tuple[str, ...], statistics: str, divisor: str, more: tuple[str, ...] = ()
+) -> str:
+    head = _HEAD.format(name=name, attributes=f"<{', '.join(attributes)}>", inputs=", ".join(INPUTS + more))
+    return head + statistics + _TAIL.format(divisor=divisor)
+
+
+_EACH = ("exponents",)
+
+# Operator: its attributes, the text of its group's statistics, that of the divisor, and inputs of its own.
+_PARTS: dict[str, tuple[tuple[str, ...], str, str] | tuple[tuple[str, ...], str, str, tuple[str, ...]]] = {
+    "BatchNorm": (("eps",), _VARIANCE + _MEAN_CENTER, _ROOT_DIVISOR),
+    "MedianNorm": (("eps",), _VARIANCE + _MEDIAN_CENTER + _ABOUT_CENTER, _ROOT_DIVISOR),
+    "MidrangeNorm": (("eps",), _VARIANCE + _EXTREMES + _MIDRANGE_CENTER + _ABOUT_CENTER, _ROOT_DIVISOR),
+    "AugNorm": (("phi", *_SOLVER_ATTRIBUTES), _VARIANCE + solver_below_2() + _ABOUT_CENTER, _ROOT_DIVISOR),
+    "AugNormAbove2": (
+        ("phi", *_SOLVER_ATTRIBUTES),
         _VARIANCE + _EXTREMES + solver_above_2() + _ABOUT_CENTER,
         _ROOT_DIVISOR,
     ),
-    "RobustNorm": _function(
-        "RobustNorm", "<p, eps>", _EXTREMES + _ROBUST + _GROUP_RANGE + _POWER_OF_RANGE, _PLAIN_DIVISOR
-    ),
-    "RobustRangeNorm": _function(
-        "RobustRangeNorm",
-        "<p, eps>",
+    "RobustNorm": (("p", "eps"), _EXTREMES + _ROBUST + _GROUP_RANGE + _POWER_OF_RANGE, _PLAIN_DIVISOR),
+    "RobustRangeNorm": (
+        ("p", "eps"),
         _EXTREMES + _ROBUST + _GROUP_RANGE + "  group_spread = Identity (extent)\n",
         _POWER_OF_RANGE_DIVISOR,
     ),
+    BELOW_2: (_SOLVER_ATTRIBUTES, _VARIANCE + solver_below_2(each=True) + _ABOUT_CENTER, _ROOT_DIVISOR, _EACH),
+    ABOVE_2: (
+        _SOLVER_ATTRIBUTES,
+        _VARIANCE + _EXTREMES + solver_above_2(each=True) + _ABOUT_CENTER,
+        _ROOT_DIVISOR,
+        _EACH,
+    ),
 }
 
+_SOURCES = {name: _function(name, *parts) for name, parts in _PARTS.items()}
+
+ATTRIBUTES = {name: parts[0] for name, parts in _PARTS.items()}
 OPERATORS = tuple(_SOURCES)
 
 
 def function_body(name: str) -> onnx.FunctionProto:
-    """Return the function of one operator of the domain `augserve`."""
+    """Return the function of one operator of `OPERATORS`; see `functions` for those that are made of them."""
     function = onnx.parser.parse_function(_SOURCES[name])
     if function.domain != DOMAIN:
         raise ValueError(f"the function {name} belongs to {function.domain}, not {DOMAIN}")

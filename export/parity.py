@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,8 @@ TOLERANCE = 1e-4  # of a logit,
 RELATIVE = 5e-6  # or this of the largest logit, where that is more: float32 itself rounds at 1e-7
 SIZES = (1, 2, 7, 32)
 REPEATS = 3
+
+Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,13 @@ class _Case:
 
 
 def compare(
-    model: nn.Module, session: ort.InferenceSession, example: Tensor, mode: FileMode, min_rows: int
+    model: nn.Module, sessions: Mapping[bool, ort.InferenceSession], example: Tensor, mode: FileMode, min_rows: int
 ) -> ParityReport:
     """Run torch and ONNX Runtime on the same rows.
 
     Args:
         model: the network, in eval mode, on the CPU.
-        session: the file that was written from it.
+        sessions: the file that was written from it, opened with (True) and without the native operators.
         example: real rows (N, C, H, W); used in order, again from the first where there are too few.
         mode: of the file.
         min_rows: the fewest rows of a group that has statistics of its own.
@@ -61,8 +63,8 @@ def compare(
     Raises:
         ExportError: a difference above the tolerance, or repeated runs that differ; the check is named.
     """
-    checks = tuple(_check(model, session, example, case) for case in _cases(mode, min_rows))
-    return ParityReport(mode, checks)
+    checks = [check for case in _cases(mode, min_rows) for check in _checks(model, sessions, example, case)]
+    return ParityReport(mode, tuple(checks))
 
 
 def _cases(mode: FileMode, min_rows: int) -> Iterator[_Case]:
@@ -77,7 +79,9 @@ def _cases(mode: FileMode, min_rows: int) -> Iterator[_Case]:
         yield _Case("mixed groups and modes", mixed)
 
 
-def _check(model: nn.Module, session: ort.InferenceSession, example: Tensor, case: _Case) -> ParityCheck:
+def _checks(
+    model: nn.Module, sessions: Mapping[bool, ort.InferenceSession], example: Tensor, case: _Case
+) -> Iterator[ParityCheck]:
     rows = example[torch.arange(case.rows) % len(example)]
     sizes = [size for size, _ in case.groups]
     # Groups interleaved: the rows of a group need not lie together.
@@ -88,22 +92,30 @@ def _check(model: nn.Module, session: ort.InferenceSession, example: Tensor, cas
         use_statistics(model, [statistics for _, statistics in case.groups], torch.from_numpy(group)),
     ):
         expected = model(rows).numpy()
-    runs = [run_rows(session, rows.numpy(), group, weights[group]) for _ in range(REPEATS)]
+    for native, session in sessions.items():
+        runs = [run_rows(session, rows.numpy(), group, weights[group]) for _ in range(REPEATS)]
+        yield _check(case, native, expected, runs)
+
+
+def _check(case: _Case, native: bool, expected: Logits, runs: list[Logits]) -> ParityCheck:
     check = ParityCheck(
         name=case.name,
         rows=case.rows,
+        native=native,
         max_abs_difference=_largest(runs[0] - expected),
+        max_relative_difference=_largest(runs[0] - expected) / max(_largest(expected), 1e-30),
         top1_agreement=float((runs[0].argmax(1) == expected.argmax(1)).mean()),
         repeats_identical=all(np.array_equal(runs[0], run) for run in runs[1:]),
     )
     limit = max(TOLERANCE, RELATIVE * _largest(expected))
+    name = f"{case.name}, {'native' if native else 'standard'} operators"
     if not check.max_abs_difference <= limit:  # also catches NaN
         raise ExportError(
-            f"parity failed ({case.name}): torch and ONNX Runtime differ by {check.max_abs_difference:.3g}, "
+            f"parity failed ({name}): torch and ONNX Runtime differ by {check.max_abs_difference:.3g}, "
             f"more than {limit:.3g}; nothing was written"
         )
     if not check.repeats_identical:
-        raise ExportError(f"parity failed ({case.name}): repeated runs differ; nothing was written")
+        raise ExportError(f"parity failed ({name}): repeated runs differ; nothing was written")
     return check
 
 

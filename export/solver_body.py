@@ -13,12 +13,13 @@ from __future__ import annotations
 from augserve.norms.median.solve import INITIAL_BRACKET, PADDING, PADDING_GROWTH, PATIENCE, STEP_RATIO
 
 _SOLVER = """
-  phi = Constant <value_float: float = @phi> ()
+{phi}
   rtol = Constant <value_float: float = @rtol> ()
   max_steps_int = Constant <value_int: int = @max_steps> ()
   max_steps = Cast <to = 1> (max_steps_int)
   p = Sub (phi, one)
   p_less = Sub (p, one)
+{along_positions}
   tiny = Constant <value = float {{1e-30}}> ()
   half = Constant <value = float {{0.5}}> ()
   first_padding = Constant <value = float {{{padding}}}> ()
@@ -44,12 +45,12 @@ _SOLVER = """
   start_running = Greater (any_width, rtol)
   y_end, lower_end, upper_end, estimate_end, sign_end, padding_end, step_end, width_end, stalled_end = Loop (
       max_steps_int, start_running, zeros, lower_0, upper_0, zeros, zeros, padding_rows, step_0, width_0, zeros) <
-    body = one_pass (int64 taken_int, bool going, float[n, c] at, float[n, c] lower, float[n, c] upper,
-        float[n, c] estimate, float[n, c] sign, float[n, c] padding, float[n, c] step, float[n, c] width,
-        float[n, c] stalled)
-      => (bool go_on, float[n, c] at_out, float[n, c] lower_out, float[n, c] upper_out,
-        float[n, c] estimate_out, float[n, c] sign_out, float[n, c] padding_out, float[n, c] step_out,
-        float[n, c] width_out, float[n, c] stalled_out)
+    body = one_pass (int64 taken_int, bool going, float[?, ?] at, float[?, ?] lower, float[?, ?] upper,
+        float[?, ?] estimate, float[?, ?] sign, float[?, ?] padding, float[?, ?] step, float[?, ?] width,
+        float[?, ?] stalled)
+      => (bool go_on, float[?, ?] at_out, float[?, ?] lower_out, float[?, ?] upper_out,
+        float[?, ?] estimate_out, float[?, ?] sign_out, float[?, ?] padding_out, float[?, ?] step_out,
+        float[?, ?] width_out, float[?, ?] stalled_out)
     {{
       gap = Sub (upper, lower)
       running = Greater (gap, rtol)
@@ -136,7 +137,7 @@ _BRACKET_ABOVE_2 = """
 _EVALUATE_BELOW_2 = """
       a_safe = Max (a, tiny)
       a_log = Log (a_safe)
-      w_log = Mul (a_log, p_less)
+      w_log = Mul (a_log, p_less_3)
       w = Exp (w_log)
       wd = Mul (w, d)
       w_row = ReduceSum <keepdims = 0> (w, axis_2)
@@ -157,7 +158,7 @@ _EVALUATE_ABOVE_2 = """
       a_share = Div (a, reach_3)
       a_safe = Max (a_share, tiny)
       a_log = Log (a_safe)
-      w_log = Mul (a_log, p_less)
+      w_log = Mul (a_log, p_less_3)
       w = Exp (w_log)
       powers = Mul (w, a_safe)
       is_left = Greater (d, zero)
@@ -196,20 +197,30 @@ _EVALUATE_ABOVE_2 = """
 """
 
 
-def solver_below_2() -> str:
-    """Return the text for 1 < phi < 2: weights |d|^(phi-2), the bracket of one standard deviation."""
-    return _solver(_BRACKET_BELOW_2, _EVALUATE_BELOW_2)
+_ONE_PHI = "  phi = Constant <value_float: float = @phi> ()"
+_ONE_FOR_ALL = "  p_less_3 = Identity (p_less)"
+_ALONG_POSITIONS = "  p_less_3 = Unsqueeze (p_less, axis_1)"
 
 
-def solver_above_2() -> str:
+def solver_below_2(each: bool = False) -> str:
+    """Return the text for 1 < phi < 2: weights |d|^(phi-2), the bracket of one standard deviation.
+
+    With `each`, phi is the function's input `exponents` (C), where it is below 2.
+    """
+    return _solver(_BRACKET_BELOW_2, _EVALUATE_BELOW_2, "  phi = Min (exponents, two)" if each else None)
+
+
+def solver_above_2(each: bool = False) -> str:
     """Return the text for 2 < phi < inf: the function h of the two one-sided norms, the bracket [min, max]."""
-    return _solver(_BRACKET_ABOVE_2, _EVALUATE_ABOVE_2)
+    return _solver(_BRACKET_ABOVE_2, _EVALUATE_ABOVE_2, "  phi = Max (exponents, two)" if each else None)
 
 
-def _solver(bracket: str, evaluate: str) -> str:
+def _solver(bracket: str, evaluate: str, each: str | None) -> str:
     return _SOLVER.format(
         bracket=bracket.format(bound=INITIAL_BRACKET),
         evaluate=evaluate,
+        phi=each or _ONE_PHI,
+        along_positions=_ALONG_POSITIONS if each else _ONE_FOR_ALL,
         padding=PADDING,
         growth=PADDING_GROWTH,
         step_ratio=STEP_RATIO,

@@ -22,7 +22,7 @@ from augserve.errors import ExportError
 from augserve.export.operators import OPSET
 from augserve.manifest import FileMode
 from augserve.norms import GraphNorm, OwnRows, norm_layers
-from augserve.norms.symbolic import LEARNED, graph_inputs
+from augserve.norms.symbolic import graph_inputs
 
 
 class _Tracked(nn.Module):
@@ -105,11 +105,6 @@ def refuse_what_cannot_be_exported(model: nn.Module, mode: FileMode) -> None:
             raise ExportError(
                 f"layer {name!r} ({type(layer).__name__}) keeps no running statistics, which a file of mode {mode} "
                 "needs: build it with track_running_stats=True, or export with mode 'batch'"
-            )
-        if mode != "tracked" and layer.operator()[0] == LEARNED:
-            raise ExportError(
-                f"layer {name!r} ({type(layer).__name__}) learns an exponent for each channel, which only a file "
-                "of mode tracked can hold: export with mode 'tracked'"
             )
     for name, module in model.named_modules():
         if isinstance(module, (OwnRows, GraphNorm)):

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from augserve.errors import ConfigurationError, InputError, ModelFileError
 from augserve.manifest import METADATA_KEY, Manifest
-from augserve.runtime import check_rows, open_session, read_manifest, rows_with_own_statistics, run_rows, softmax
+from augserve.native import find_library
+from augserve.runtime import (
+    check_rows,
+    kernels_of,
+    open_session,
+    read_manifest,
+    rows_with_own_statistics,
+    run_rows,
+    softmax,
+)
 from tests.service.tiny import CLASSES, SHAPE, expected_logits, some_rows, write_model
 
 MANIFEST = Manifest(mode="tracked", architecture="tiny", classes=["a", "b"], shape=[3, 2, 2], opset=18)
@@ -203,14 +212,41 @@ def test_a_second_output_is_refused(tmp_path: Path) -> None:
 
 def test_native_and_providers_that_are_not_here_are_refused(tmp_path: Path) -> None:
     path = write_model(tmp_path / "a.onnx")
-    for native in ("auto", "off"):
-        open_session(path, native=native)
-    with pytest.raises(ConfigurationError, match="no native operator library"):
-        open_session(path, native="on")
     with pytest.raises(ConfigurationError, match="unknown value of native 'yes'; choose one of: auto, off, on"):
         open_session(path, native="yes")
     with pytest.raises(ConfigurationError, match=r"unknown execution provider 'None'; .*CPUExecutionProvider"):
         open_session(path, providers=["CPUExecutionProvider", "None"])
+
+
+def test_native_operators_are_looked_for_and_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_model(tmp_path / "a.onnx")
+    assert kernels_of(open_session(path, native="off")).reason == "native operators are switched off"
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"no library")
+    monkeypatch.setenv("AUGSERVE_NATIVE_LIBRARY", str(broken))
+    told = kernels_of(open_session(path))
+    assert told.library is None
+    assert str(broken) in told.reason
+    assert "going on without native operators" in caplog.text
+    with pytest.raises(ConfigurationError, match=r"native operators are wanted, but .*broken\.so"):
+        open_session(path, native="on")
+    monkeypatch.setenv("AUGSERVE_NATIVE_LIBRARY", str(tmp_path / "nowhere.so"))
+    with pytest.raises(ConfigurationError, match=r"nowhere.so, found nothing; name the file, or unset"):
+        open_session(path, native="on")
+    monkeypatch.setenv("AUGSERVE_NATIVE", "off")
+    assert kernels_of(open_session(path)).library is None
+    monkeypatch.delenv("AUGSERVE_NATIVE")
+    monkeypatch.delenv("AUGSERVE_NATIVE_LIBRARY")
+    installed = find_library()
+    if installed is not None:
+        assert kernels_of(open_session(path)).library == installed
+        assert kernels_of(open_session(path, native="on", library=installed)).library == installed
+        monkeypatch.setenv("AUGSERVE_NATIVE", "on")
+        assert kernels_of(open_session(path, library=installed)).library == installed
+        with pytest.raises(ConfigurationError, match=r"native operators are wanted, but .*broken.so"):
+            open_session(path, library=broken)
 
 
 def test_left_out_group_and_weight_mean_one_group_and_tracked(tmp_path: Path) -> None:

@@ -129,15 +129,15 @@ class AugNorm(HasExponent, StatisticsNorm):
 
     @override
     def operator(self) -> tuple[str, dict[str, float | int]]:
+        rtol, max_steps = SOLVER[torch.float32]
         if self.learn_phi:
-            return LEARNED, {"eps": self.eps}
+            return LEARNED, {"eps": self.eps, "rtol": rtol, "max_steps": max_steps}
         if self._phi == 2:
             return "BatchNorm", {"eps": self.eps}
         if self._phi == 1:
             return "MedianNorm", {"eps": self.eps}
         if self._phi > largest_phi(torch.float32):
             return "MidrangeNorm", {"eps": self.eps}
-        rtol, max_steps = SOLVER[torch.float32]
         return "AugNorm" if self._phi < 2 else "AugNormAbove2", {
             "phi": self._phi,
             "eps": self.eps,

@@ -2,9 +2,9 @@
 
 While torch.onnx traces a network, each layer stands for the node
 
-    y = augserve::NAME(x, weight, bias, running_mean, running_spread[, group, tracked_weight])
+    y = augserve::NAME(x, weight, bias, running_mean, running_spread[, group, tracked_weight[, exponents]])
 
-The last two are inputs of the graph, bound by `graph_inputs`; without them the node means tracked statistics.
+group and tracked_weight are inputs of the graph, bound by `graph_inputs`; without them the node means tracked statistics.
 augserve.export gives the nodes their meaning.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from augserve.norms.base import StatisticsNorm
 
 DOMAIN = "augserve"
-LEARNED = "AugNormLearned"  # a node that has a meaning for tracked statistics only
+LEARNED = "AugNormLearned"  # the one with exponents, one for each channel
 
 _graph_inputs: ContextVar[tuple[Tensor, Tensor] | None] = ContextVar("graph_inputs", default=None)
 
@@ -47,6 +47,9 @@ def norm_node(layer: StatisticsNorm, x: Tensor) -> Tensor:
         for value, default in zip(given, (ones, zeros, zeros, ones), strict=True)
     ]
     inputs = (x, *parameters, *(_graph_inputs.get() or ()))
+    exponents = layer.exponents()
+    if exponents is not None and _graph_inputs.get() is not None:
+        inputs = (*inputs, exponents.detach().to(torch.float32))
     y: Tensor = torch.onnx.ops.symbolic(
         f"{DOMAIN}::{name}", inputs, {**attributes}, dtype=x.dtype, shape=x.shape, version=1
     )

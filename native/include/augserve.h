@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Raised when a struct or the meaning of a function changes; the caller compares it before anything else. */
-#define AUGSERVE_ABI 2
+#define AUGSERVE_ABI 3
 
 enum augserve_dtype { AUGSERVE_FLOAT32 = 0, AUGSERVE_FLOAT16 = 1, AUGSERVE_BFLOAT16 = 2 };
 
@@ -70,6 +70,9 @@ typedef struct augserve_forward {
      * moving), where the spread is the variance times `unbiased`, the denominator, or the range. */
     double momentum, unbiased;
     float *moving_center, *moving_spread;
+    /* What follows the norm: y = max(0, norm(x) + residual). The residual is stored and laid out as y, or NULL. */
+    const void *residual;
+    int64_t relu; /* 1: max(0, .), 0: not */
 } augserve_forward;
 
 /* Gradients of y = weight (x - center) / divisor + bias through the batch's own statistics (one group). */

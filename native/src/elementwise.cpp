@@ -41,6 +41,38 @@ AUGSERVE_SIMD void affine_block(const float *values, float *y, std::size_t n, Af
     for (std::size_t i = 0; i < n; i++) y[i] = (values[i] - map.center) * map.scale + map.shift;
 }
 
+namespace {
+
+// (y < 0 ? 0 : y) by a mask, which GCC turns into SIMD instructions
+AUGSERVE_INLINE float rectified(float y) {
+    return bits_to_float(float_to_bits(y) & ~-std::int32_t(y < 0));
+}
+
+AUGSERVE_SIMD void rectified_block(const float *values, float *y, std::size_t n, Affine map) {
+#pragma omp simd
+    for (std::size_t i = 0; i < n; i++) y[i] = rectified((values[i] - map.center) * map.scale + map.shift);
+}
+
+AUGSERVE_SIMD void added_block(const float *values, const float *residual, float *y, std::size_t n, Affine map) {
+#pragma omp simd
+    for (std::size_t i = 0; i < n; i++) y[i] = (values[i] - map.center) * map.scale + map.shift + residual[i];
+}
+
+AUGSERVE_SIMD void rectified_sum_block(const float *values, const float *residual, float *y, std::size_t n,
+                                       Affine map) {
+#pragma omp simd
+    for (std::size_t i = 0; i < n; i++)
+        y[i] = rectified((values[i] - map.center) * map.scale + map.shift + residual[i]);
+}
+
+}  // namespace
+
+void affine_block(const float *values, const float *residual, float *y, std::size_t n, Affine map, bool relu) {
+    if (residual)
+        return relu ? rectified_sum_block(values, residual, y, n, map) : added_block(values, residual, y, n, map);
+    return relu ? rectified_block(values, y, n, map) : affine_block(values, y, n, map);
+}
+
 AUGSERVE_SIMD void scale_block(float *values, std::size_t n, float scale) {
 #pragma omp simd
     for (std::size_t i = 0; i < n; i++) values[i] *= scale;

@@ -12,6 +12,8 @@ struct Affine {
     float center, scale, shift;
 };
 void affine_block(const float *values, float *y, std::size_t n, Affine map);
+// The same with a residual (or nullptr) added, and with max(0, .) of it all if `relu`, which keeps NaN.
+void affine_block(const float *values, const float *residual, float *y, std::size_t n, Affine map, bool relu);
 void scale_block(float *values, std::size_t n, float scale);
 
 // Rounded to the nearest, ties to even; inf and NaN are kept.

@@ -19,7 +19,8 @@ public:
           groups_(groups),
           tiling_(tiling),
           x_{const_cast<void *>(a.x), a.dtype, a.x_layout},
-          y_{a.y, a.dtype, a.y_layout} {}
+          y_{a.y, a.dtype, a.y_layout},
+          residual_{const_cast<void *>(a.residual), a.dtype, a.y_layout} {}
 
     void operator()(std::size_t task) {
         const std::size_t from = tiling_.tiles * task / tiling_.threads;
@@ -33,9 +34,12 @@ private:
         const Plan &plan = group.plan;
         const std::size_t leading = leading_dimension(plan.count());
         const bool copied = plan.count() <= MOST_COPIED && !in_place(group);
-        float *memory = scratch(2 * BLOCK + (copied ? channels * leading : SAMPLE_SIZE));
-        float *values = memory + 2 * BLOCK;
+        const bool stored = copied && !rows_of_floats();  // the tile is turned into y's values, then stored
+        const std::size_t size = copied ? channels * leading : SAMPLE_SIZE;
+        float *memory = scratch(3 * BLOCK + (stored && a_.residual ? 2 : 1) * size);
+        float *values = memory + 3 * BLOCK, *residual = stored && a_.residual ? values + size : nullptr;
         if (copied) x_.load_tile(plan, channel, channels, values, leading);
+        if (residual) residual_.load_tile(plan, channel, channels, residual, leading);
         std::vector<Channel> all;
         all.reserve(channels);  // a search looks at the values of its channel where they are
         for (std::size_t k = 0; k < channels; k++) {
@@ -44,8 +48,9 @@ private:
             if (group.lambda != 1) all.back().begin(values);
         }
         search(all);
-        for (const Channel &one : all) write(one, group, memory + BLOCK);
-        if (copied && !rows_of_floats()) y_.store_tile(plan, channel, channels, values, leading);
+        for (std::size_t k = 0; k < channels; k++)
+            write(all[k], group, residual ? residual + k * leading : nullptr, memory + BLOCK);
+        if (stored) y_.store_tile(plan, channel, channels, values, leading);
     }
 
     // The channels take turns.
@@ -60,7 +65,8 @@ private:
         }
     }
 
-    void write(const Channel &one, const Group &group, float *buffer) const {
+    // `residual`: of this channel, where it was copied.
+    void write(const Channel &one, const Group &group, const float *residual, float *buffer) const {
         Values values = one.values();
         // A running center may be too large for the unit of values so small.
         if (group.lambda != 0 && values.scale > 1) values.multiply(1 / values.scale);
@@ -73,7 +79,7 @@ private:
         else if (rows_of_floats())
             by_rows(values, map);
         else
-            affine_block(values.copied, values.copied, values.plan->count(), map);
+            affine_block(values.copied, residual, values.copied, values.plan->count(), map, relu());
     }
 
     // Whether values are read from where they lie: rows long enough to make blocks of their own, or read only once.
@@ -89,25 +95,32 @@ private:
 
     void by_rows(const Values &view, Affine map) const {
         const Plan &plan = *view.plan;
-        float *y = static_cast<float *>(a_.y) + std::int64_t(view.channel) * y_.layout.channel;
-        for (std::size_t i = 0; i < plan.rows; i++)
-            affine_block(view.copied + i * plan.positions, y + std::int64_t(plan.row(i)) * y_.layout.row,
-                         plan.positions, map);
+        const std::int64_t channel = std::int64_t(view.channel) * y_.layout.channel;
+        const float *residual = static_cast<const float *>(a_.residual);
+        for (std::size_t i = 0; i < plan.rows; i++) {
+            const std::int64_t at = channel + std::int64_t(plan.row(i)) * y_.layout.row;
+            affine_block(view.copied + i * plan.positions, residual ? residual + at : nullptr,
+                         static_cast<float *>(a_.y) + at, plan.positions, map, relu());
+        }
     }
 
     void by_blocks(const Values &view, Affine map, float *buffer) const {
         for (std::size_t b = 0; b < view.blocks(); b++) {
             float *direct = y_.direct(*view.plan, view.channel, b);
             float *y = direct ? direct : buffer;
-            affine_block(view.block(b), y, view.size(b), map);
+            const float *residual =
+                a_.residual ? residual_.load(*view.plan, view.channel, b, buffer + BLOCK) : nullptr;
+            affine_block(view.block(b), residual, y, view.size(b), map, relu());
             if (!direct) y_.store(*view.plan, view.channel, b, y);
         }
     }
 
+    bool relu() const { return a_.relu != 0; }
+
     const augserve_forward &a_;
     const std::vector<Group> &groups_;
     const Tiling &tiling_;
-    View x_, y_;
+    View x_, y_, residual_;
 };
 
 }  // namespace
@@ -116,7 +129,7 @@ void forward(const augserve_forward &a, const augserve_executor *executor) {
     std::vector<Group> groups;  // each goes the way that its own values make it go
     std::size_t largest = 0;
     for (const Group &group : groups_of(a)) {
-        if (forward_in_lanes(a, group, executor)) continue;
+        if (!a.residual && !a.relu && forward_in_lanes(a, group, executor)) continue;
         groups.push_back(group);
         largest = std::max(largest, group.plan.rows);
     }

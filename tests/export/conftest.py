@@ -17,6 +17,7 @@ KINDS: dict[str, Callable[[int], StatisticsNorm]] = {
     "aug-1.5": lambda c: AugNorm2d(c, 1.5),
     "aug-2": lambda c: AugNorm2d(c, 2.0),
     "aug-3": lambda c: AugNorm2d(c, 3.0),
+    "aug-learned": lambda c: AugNorm2d(c, learn_phi=True),
     "median": lambda c: AugNorm2d(c, 1.0),
     "midrange": lambda c: AugNorm2d(c, math.inf),
     "robust": lambda c: RobustNorm2d(c, track_running_stats=True),
@@ -50,6 +51,8 @@ def small_network(norm: Callable[[int], nn.Module]) -> nn.Module:
         if layer.weight is not None and layer.bias is not None:
             nn.init.uniform_(layer.weight, 0.5, 1.5)
             nn.init.normal_(layer.bias)
+        if isinstance(layer, AugNorm2d) and layer.learn_phi:
+            nn.init.normal_(layer.phi_logit)  # exponents on both sides of 2
     for _ in range(5):
         network(torch.randn(16, 3, 8, 8) * 2 + 1)
     return network.eval()

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from augserve import native
 from augserve.export import export_onnx
-from augserve.export.operators import OPERATORS, function_body
-from augserve.norms import AugNorm2d, use_statistics
-from augserve.norms.symbolic import DOMAIN
+from augserve.export.functions import functions_of
+from augserve.norms import AugNorm2d, norm_layers, use_statistics
+from augserve.norms.symbolic import DOMAIN, LEARNED
 from augserve.statistics import Statistics
 from tests.export.conftest import KINDS, small_network
 from tests.tolerances import GROUP_ALONE, PARITY
@@ -43,7 +43,10 @@ ATTRIBUTES: dict[str, dict[str, Any]] = {
     "MidrangeNorm": {"eps": 1e-5},
     "RobustNorm": {"p": 0.2, "eps": 1e-5},
     "RobustRangeNorm": {"p": 0.2, "eps": 1e-5},
+    "AugNormLearned": SOLVER,
 }
+OPERATORS = tuple(ATTRIBUTES)
+ENDINGS = ("Relu", "Add", "AddRelu")
 INPUTS = ("x", "weight", "bias", "running_mean", "running_spread", "group", "tracked_weight")
 MODES = [Statistics("batch"), Statistics("tracked"), Statistics("blend", tracked_weight=0.4), Statistics("batch")]
 
@@ -71,17 +74,23 @@ def one_node(
     output_shape: tuple[str | None, ...] | None = None,
 ) -> bytes:
     """The file of one operator alone."""
-    chosen = ATTRIBUTES[name] if attributes is None else attributes
+    ending = next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.endswith(ending)), "")
+    norm = name.removesuffix(ending)
+    chosen = ATTRIBUTES[norm] if attributes is None else attributes
     values = [helper.make_tensor_value_info("x", dtype, shape)]
     values += [helper.make_tensor_value_info(value, TensorProto.FLOAT, ["C"]) for value in INPUTS[1:5]]
     values.append(helper.make_tensor_value_info("group", TensorProto.INT64, ["N"]))
     values.append(helper.make_tensor_value_info("tracked_weight", TensorProto.FLOAT, ["N"]))
+    if norm == LEARNED:
+        values.append(helper.make_tensor_value_info("exponents", TensorProto.FLOAT, ["C"]))
+    if ending.startswith("Add"):
+        values.append(helper.make_tensor_value_info("residual", dtype, shape))
     y = helper.make_tensor_value_info("y", dtype, output_shape)
-    node = helper.make_node(name, INPUTS, ["y"], domain=DOMAIN, **chosen)
+    node = helper.make_node(name, [value.name for value in values], ["y"], domain=DOMAIN, **chosen)
     model = helper.make_model(
         helper.make_graph([node], "one", values, [y]),
         opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)],
-        functions=[function_body(name)],
+        functions=functions_of([name]),
         ir_version=10,
     )
     return bytes(model.SerializeToString())
@@ -102,17 +111,21 @@ def feed(rows: int, *, channels: int = 5, positions: tuple[int, ...] = (7, 5), s
         "running_spread": rng.uniform(0.5, 2, channels).astype(np.float32),
         "group": group.astype(np.int64),
         "tracked_weight": lambdas[group].astype(np.float32),
+        "exponents": rng.uniform(1.1, 3.0, channels).astype(np.float32),
+        "residual": rng.standard_normal((rows, channels, *positions)).astype(np.float32),
     }
 
 
 def run(opened: ort.InferenceSession, values: Feed) -> npt.NDArray[np.float32]:
-    y: npt.NDArray[np.float32] = opened.run(None, values)[0]
+    """Run with what the session takes of the values."""
+    taken = {node.name: values[node.name] for node in opened.get_inputs()}
+    y: npt.NDArray[np.float32] = opened.run(None, taken)[0]
     return y
 
 
 def some_rows(values: Feed, chosen: npt.NDArray[np.bool_]) -> Feed:
     """Those rows alone, as one group."""
-    rows = {name: values[name][chosen] for name in ("x", "tracked_weight")}
+    rows = {name: values[name][chosen] for name in ("x", "tracked_weight", "residual") if name in values}
     return {**values, **rows, "group": np.zeros(chosen.sum(), np.int64)}
 
 
@@ -166,10 +179,10 @@ def test_the_operators_are_used_where_they_are_registered(rows: Tensor, tmp_path
     for operators in (True, False):
         session(model, operators=operators, optimized=tmp_path / "optimized.onnx")
         kinds[operators] = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
-    assert kinds[True].count("AugNorm") == 3
-    assert "Loop" not in kinds[True]
-    assert kinds[False].count("Loop") == 3
-    assert "AugNorm" not in kinds[False]
+    assert sorted(kind for kind in kinds[True] if "Norm" in kind) == ["AugNorm", "AugNormAddRelu", "AugNormRelu"]
+    assert "If" not in kinds[True]
+    assert kinds[False].count("If") == 3  # statistics where a row wants them
+    assert not any("Norm" in kind for kind in kinds[False])
 
 
 def test_batch_file(rows: Tensor, tmp_path: Path) -> None:
@@ -184,8 +197,9 @@ def test_batch_file(rows: Tensor, tmp_path: Path) -> None:
 # --- one operator ----------------------------------------------------------------------------------------
 
 
-def test_every_operator_of_the_exporter_is_here() -> None:
-    assert set(ATTRIBUTES) == set(OPERATORS)
+def test_every_norm_of_the_exporter_is_here() -> None:
+    used = {layer.operator()[0] for kind in KINDS.values() for layer in norm_layers(small_network(kind)).values()}
+    assert used == set(OPERATORS)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -198,6 +212,39 @@ def test_operator_answers_as_its_function(name: str, positions: tuple[int, ...])
         y = run(operators, values)
         assert y.shape == values["x"].shape
         np.testing.assert_allclose(y, run(functions, values), atol=PARITY, rtol=0)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("name", ["AugNorm", "AugNormLearned", "RobustNorm"])
+@pytest.mark.parametrize(
+    "positions", [(4, 4), (9, 9), (70,), (40, 70)]
+)  # short rows, long ones, rows of many blocks
+def test_operator_with_what_follows_it(name: str, ending: str, positions: tuple[int, ...]) -> None:
+    shape = ("N", "C", *(f"L{k}" for k in range(len(positions))))
+    values = feed(11, positions=positions)
+    residual, relu = ending.startswith("Add") * values["residual"], ending.endswith("Relu")
+    for dtype, exact in ((TensorProto.FLOAT, 2e-6), (TensorProto.FLOAT16, 2e-3)):  # expected is rounded once more
+        stored = helper.tensor_dtype_to_np_dtype(dtype)
+        given = {**values, "x": values["x"].astype(stored), "residual": values["residual"].astype(stored)}
+        opened = session(one_node(name + ending, shape, dtype=dtype))
+        y = run(opened, given)
+        assert y.dtype == stored
+        expected = run(session(one_node(name, shape, dtype=dtype)), given).astype(np.float32) + residual
+        expected = np.maximum(expected, 0) if relu else expected
+        np.testing.assert_allclose(y.astype(np.float32), expected, atol=exact, rtol=exact / 2)
+        if dtype == TensorProto.FLOAT:
+            functions = session(one_node(name + ending, shape), operators=False)
+            np.testing.assert_allclose(y, run(functions, given), atol=PARITY, rtol=0)
+        group = given["group"] == given["group"][0]
+        np.testing.assert_array_equal(y[group], run(opened, some_rows(given, group)))
+        given["x"][0, 1, 0] = np.nan
+        assert np.isnan(run(opened, given)[0, 1, 0]).all()  # a ReLU hides no NaN
+
+
+def test_a_residual_of_another_shape_is_refused() -> None:
+    values = feed(4)
+    with pytest.raises(Exception, match="residual has another shape than x"):
+        run(session(one_node("BatchNormAdd")), {**values, "residual": values["residual"][:, :, :1]})
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -361,7 +408,7 @@ for _ in range(3):
     options = ort.SessionOptions()
     options.register_custom_ops_library(library)
     session = ort.InferenceSession(folder + "/m.onnx", options, providers=["CPUExecutionProvider"])
-    session.run(None, values)
+    session.run(None, {node.name: values[node.name] for node in session.get_inputs()})
 single = np.float32("1e-40")  # the smallest normal one is 1.2e-38
 print(np.float32(0.5) * single, (np.full(64, single) * np.float32(0.5)).min())
 """

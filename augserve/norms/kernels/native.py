@@ -20,7 +20,7 @@ from augserve.norms.kernels.spec import Groups, Moving, Spec
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
-_FORWARD = struct.Struct("<6q3q3q4q2dqdqqq3q2q5q2d2q")
+_FORWARD = struct.Struct("<6q3q3q4q2dqdqqq3q2q5q2d2q2q")
 _BACKWARD = struct.Struct("<6q3q3q3q4q2dq4q3q")
 _MEDIAN = struct.Struct("<4qd2qdq5q2q")
 
@@ -258,6 +258,8 @@ def _forward(
         0.0 if moving is None else moving.unbiased,
         0 if moving is None else _pointer(moving.center, c),
         0 if moving is None else _pointer(moving.spread, c),
+        0,  # no residual and no ReLU: in torch they are layers of their own
+        0,
     )
     _run(_need().forward, arguments)
     return y

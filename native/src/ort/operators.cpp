@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <climits>
+#include <cstdio>
 #include <limits>
 #include <memory>
 #include <new>
@@ -27,13 +28,24 @@ const Operator operators[OPERATORS] = {
     {"MidrangeNorm", AUGSERVE_AUG, std::numeric_limits<double>::infinity(), nullptr, false},
     {"RobustNorm", AUGSERVE_ROBUST, 0, "p", false},
     {"RobustRangeNorm", AUGSERVE_ROBUST_RANGE, 0, "p", false},
+    {"AugNormLearned", AUGSERVE_AUG, 2, nullptr, true, true},
 };
+
+const Ending endings[ENDINGS] = {{"", false, false}, {"Relu", false, true}, {"Add", true, false}, {"AddRelu", true, true}};
 
 namespace {
 
-enum Input : std::size_t { X, WEIGHT, BIAS, RUNNING_MEAN, RUNNING_SPREAD, GROUP, TRACKED_WEIGHT, INPUTS };
-constexpr const char *INPUT_NAMES[INPUTS] = {"x", "weight", "bias", "running_mean", "running_spread",
-                                             "group", "tracked_weight"};
+// After these come, where the operator has them, exponents and the residual, in this order.
+enum Input : std::size_t { X, WEIGHT, BIAS, RUNNING_MEAN, RUNNING_SPREAD, GROUP, TRACKED_WEIGHT, COMMON_INPUTS };
+constexpr std::size_t EXPONENTS = COMMON_INPUTS;
+std::size_t residual_of(const CustomOp &op) { return op.which->learned ? EXPONENTS + 1 : EXPONENTS; }
+
+const char *name_of(const CustomOp &op, std::size_t index) {
+    constexpr const char *names[COMMON_INPUTS] = {"x", "weight", "bias", "running_mean", "running_spread",
+                                                  "group", "tracked_weight"};
+    if (index < COMMON_INPUTS) return names[index];
+    return index == residual_of(op) ? "residual" : "exponents";
+}
 
 void check_code(int code) {
     if (code != 0) throw Failure{augserve_message(code)};
@@ -43,7 +55,7 @@ void check_code(int code) {
 
 struct Kernel {
     const OrtApi *api;
-    const char *name;
+    const CustomOp *op;
     augserve_forward arguments;  // what the attributes say of them
 };
 
@@ -79,6 +91,7 @@ augserve_forward arguments_of(const CustomOp &op, const Attributes &attributes) 
     a.kind = op.which->kind;
     a.dtype = op.type == FLOAT16 ? AUGSERVE_FLOAT16 : AUGSERVE_FLOAT32;
     a.threads = 1;
+    a.relu = op.ending->relu;
     a.eps = attributes.number("eps");
     const char *exponent = op.which->exponent_attribute;
     a.exponent = exponent ? attributes.number(exponent) : op.which->exponent;
@@ -91,8 +104,8 @@ augserve_forward arguments_of(const CustomOp &op, const Attributes &attributes) 
 OrtStatus *AUGSERVE_ORT_CALL create_kernel(const OrtCustomOp *self, const OrtApi *api, const OrtKernelInfo *info,
                                            void **kernel) {
     const CustomOp &op = *static_cast<const CustomOp *>(self);
-    return guarded(*api, op.which->name, [&] {
-        *kernel = new Kernel{api, op.which->name, arguments_of(op, Attributes(*api, info))};
+    return guarded(*api, op.name, [&] {
+        *kernel = new Kernel{api, &op, arguments_of(op, Attributes(*api, info))};
     });
 }
 
@@ -159,6 +172,12 @@ public:
         if (a_.rows == 0 || a_.channels == 0 || a_.positions == 0) return;
         a_.y = y;
         a_.x = input(X);
+        if (kernel_.op->which->learned) a_.exponents = vector<float>(EXPONENTS, a_.channels);
+        if (kernel_.op->ending->residual) {
+            const std::size_t residual = residual_of(*kernel_.op);
+            if (shape(residual) != shape_) throw Failure{"residual has another shape than x"};
+            a_.residual = input(residual);
+        }
         a_.weight = vector<float>(WEIGHT, a_.channels);
         a_.bias = vector<float>(BIAS, a_.channels);
         a_.running_center = vector<float>(RUNNING_MEAN, a_.channels);
@@ -189,14 +208,14 @@ private:
         a_.x_layout = a_.y_layout = {a_.channels * a_.positions, a_.positions, 1};
     }
 
-    const OrtValue *value(Input index) const {
+    const OrtValue *value(std::size_t index) const {
         const OrtValue *found = nullptr;
         check(api_.KernelContext_GetInput(context_, index, &found));
-        if (!found) throw Failure{std::string("the node has no input ") + INPUT_NAMES[index]};
+        if (!found) throw Failure{std::string("the node has no input ") + name_of(*kernel_.op, index)};
         return found;
     }
 
-    std::vector<std::int64_t> shape(Input index) const {
+    std::vector<std::int64_t> shape(std::size_t index) const {
         OrtTensorTypeAndShapeInfo *info = nullptr;
         check(api_.GetTensorTypeAndShape(value(index), &info));
         const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(api_.ReleaseTensorTypeAndShapeInfo)> owner(
@@ -214,13 +233,13 @@ private:
         return found;
     }
 
-    const void *input(Input index) const { return data(value(index)); }
+    const void *input(std::size_t index) const { return data(value(index)); }
 
     template <class Value>
-    const Value *vector(Input index, std::int64_t size) const {
+    const Value *vector(std::size_t index, std::int64_t size) const {
         const std::vector<std::int64_t> found = shape(index);
         if (found.size() != 1 || found[0] != size)
-            throw Failure{std::string(INPUT_NAMES[index]) + " has " +
+            throw Failure{std::string(name_of(*kernel_.op, index)) + " has " +
                           (found.size() == 1 ? std::to_string(found[0]) + " values" : "another shape") +
                           "; expected one dimension of " + std::to_string(size)};
         return static_cast<const Value *>(input(index));
@@ -241,7 +260,7 @@ private:
 
 OrtStatus *AUGSERVE_ORT_CALL compute(void *kernel, OrtKernelContext *context) {
     const Kernel &self = *static_cast<const Kernel *>(kernel);
-    return guarded(*self.api, self.name, [&] { Run(self, context)(); });
+    return guarded(*self.api, self.op->name, [&] { Run(self, context)(); });
 }
 
 // --- what is known of a node beforehand -------------------------------------------------------------------------
@@ -263,7 +282,7 @@ bool is_known(const OrtApi &api, const OrtTensorTypeAndShapeInfo *info) {
 
 OrtStatus *AUGSERVE_ORT_CALL infer_shape(const OrtCustomOp *self, OrtShapeInferContext *context) {
     const CustomOp &op = *static_cast<const CustomOp *>(self);
-    OrtStatus *status = guarded(*op.api, op.which->name, [&] {
+    OrtStatus *status = guarded(*op.api, op.name, [&] {
         OrtTensorTypeAndShapeInfo *info = nullptr;  // of the context: not ours to release
         check(op.api->ShapeInferContext_GetInputTypeShape(context, X, &info));
         if (is_known(*op.api, info)) check(op.api->ShapeInferContext_SetOutputTypeShape(context, 0, info));
@@ -273,13 +292,14 @@ OrtStatus *AUGSERVE_ORT_CALL infer_shape(const OrtCustomOp *self, OrtShapeInferC
 }
 
 const char *AUGSERVE_ORT_CALL name(const OrtCustomOp *self) {
-    return static_cast<const CustomOp *>(self)->which->name;
+    return static_cast<const CustomOp *>(self)->name;
 }
 
 const char *AUGSERVE_ORT_CALL provider(const OrtCustomOp *) { return "CPUExecutionProvider"; }
 
 int AUGSERVE_ORT_CALL input_type(const OrtCustomOp *self, std::size_t index) {
-    if (index == X) return static_cast<const CustomOp *>(self)->type;
+    const CustomOp &op = *static_cast<const CustomOp *>(self);
+    if (index == X || index == residual_of(op)) return op.type;
     return index == GROUP ? INT64 : FLOAT;
 }
 
@@ -287,7 +307,10 @@ int AUGSERVE_ORT_CALL output_type(const OrtCustomOp *self, std::size_t) {
     return static_cast<const CustomOp *>(self)->type;
 }
 
-std::size_t AUGSERVE_ORT_CALL inputs(const OrtCustomOp *) { return INPUTS; }
+std::size_t AUGSERVE_ORT_CALL inputs(const OrtCustomOp *self) {
+    const CustomOp &op = *static_cast<const CustomOp *>(self);
+    return residual_of(op) + (op.ending->residual ? 1 : 0);
+}
 
 std::size_t AUGSERVE_ORT_CALL outputs(const OrtCustomOp *) { return 1; }
 
@@ -303,7 +326,7 @@ int AUGSERVE_ORT_CALL last_version(const OrtCustomOp *) { return INT_MAX; }
 
 }  // namespace
 
-CustomOp custom_op(const OrtApi &api, const Operator &which, ElementType type) {
+CustomOp custom_op(const OrtApi &api, const Operator &which, const Ending &ending, ElementType type) {
     CustomOp op{};
     op.version = API_VERSION;
     op.GetName = name;
@@ -327,6 +350,8 @@ CustomOp custom_op(const OrtApi &api, const Operator &which, ElementType type) {
     op.GetEndVersion = last_version;
     op.api = &api;
     op.which = &which;
+    op.ending = &ending;
+    std::snprintf(op.name, sizeof op.name, "%s%s", which.name, ending.suffix);
     op.type = type;
     return op;
 }

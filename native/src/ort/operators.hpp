@@ -16,17 +16,30 @@ struct Operator {
     double exponent;
     const char *exponent_attribute;  // or nullptr
     bool solver;                     // has the attributes rtol and max_steps
+    bool learned = false;            // takes one input more: an exponent for each channel
 };
 
-constexpr std::size_t OPERATORS = 7;
+constexpr std::size_t OPERATORS = 8;
 extern const Operator operators[OPERATORS];
 
-// What the runtime sees of an operator for one type of x and y.
+// What follows the norm in the same node; `suffix` comes after the operator's name.
+struct Ending {
+    const char *suffix;
+    bool residual;  // an input more, of the shape of x
+    bool relu;
+};
+
+constexpr std::size_t ENDINGS = 4;
+extern const Ending endings[ENDINGS];
+
+// What the runtime sees of an operator with an ending for one type of x and y.
 struct CustomOp : OrtCustomOp {
     const OrtApi *api;
     const Operator *which;
+    const Ending *ending;
     ElementType type;
+    char name[32];
 };
-CustomOp custom_op(const OrtApi &api, const Operator &which, ElementType type);
+CustomOp custom_op(const OrtApi &api, const Operator &which, const Ending &ending, ElementType type);
 
 }  // namespace augserve::ort

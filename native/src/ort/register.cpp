@@ -24,7 +24,7 @@ constexpr ElementType TYPES[] = {FLOAT, FLOAT16};
 struct Registration {
     const OrtApi *api;  // nullptr: not made yet
     OrtCustomOpDomain *domain;
-    CustomOp ops[OPERATORS * std::size(TYPES)];
+    CustomOp ops[OPERATORS * ENDINGS * std::size(TYPES)];
     Registration *next;
 };
 
@@ -35,10 +35,11 @@ void make(Registration &registration, const OrtApi &api) {
     check(api.CreateCustomOpDomain(DOMAIN_NAME, &registration.domain));
     CustomOp *op = registration.ops;
     for (const Operator &which : operators)
-        for (const ElementType type : TYPES) {
-            *op = custom_op(api, which, type);
-            check(api.CustomOpDomain_Add(registration.domain, op++));
-        }
+        for (const Ending &ending : endings)
+            for (const ElementType type : TYPES) {
+                *op = custom_op(api, which, ending, type);
+                check(api.CustomOpDomain_Add(registration.domain, op++));
+            }
     registration.api = &api;
 }
 
