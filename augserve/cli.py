@@ -19,7 +19,7 @@ import typer
 import augserve
 from augserve import console
 from augserve.cli_bench import bench
-from augserve.errors import AugserveError, ConfigurationError, InputError, ModelFileError, unknown_choice
+from augserve.errors import AugserveError, ConfigurationError, InputError, ModelFileError
 
 if TYPE_CHECKING:
     from augserve.service import PredictSettings
@@ -170,12 +170,18 @@ def train(
 
 @app.command()
 def export(
-    path: Annotated[Path, typer.Argument(help="The .onnx file to write.", show_default=False)],
+    path: Annotated[Path | None, typer.Argument(help="The .onnx file to write.", show_default=False)] = None,
     run: Annotated[Path, typer.Option(help="Folder of a training run.")] = Path("runs/latest"),
     mode: Annotated[
         str, typer.Option(help="adaptive (statistics chosen by row), tracked (folded) or batch.")
     ] = "adaptive",
     native: Annotated[str, typer.Option(help="Native operators in the parity report: auto, on, off.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="float32, float16 (statistics stay float32) or int8 (mode tracked alone).")
+    ] = "float32",
+    verify: Annotated[
+        Path | None, typer.Option(help="Write nothing: run the parity report on this file of the run.")
+    ] = None,
 ) -> None:
     """Export a run to ONNX, and prove that the file answers as the network does.
 
@@ -183,27 +189,39 @@ def export(
     Examples:
       augserve export model.onnx
       augserve export folded.onnx --run runs/first --mode tracked
+      augserve export small.onnx --mode tracked --precision int8
+      augserve export --verify model.onnx --run runs/first
     """
     from typing import cast
 
-    from augserve.export import export_onnx
-    from augserve.manifest import FILE_MODES, FileMode
+    from augserve.export import export_onnx, verify_onnx
+    from augserve.manifest import FileMode, Precision
     from augserve.runtime_native import Native
     from augserve.training import load_run
 
-    if mode not in FILE_MODES:
-        raise unknown_choice("file mode", mode, FILE_MODES)
+    if (path is None) == (verify is None):
+        raise ConfigurationError("expected one of the .onnx file to write and --verify FILE")
     trained = load_run(run)
-    report = export_onnx(
-        trained.model,
-        path,
-        example=trained.examples,
-        mode=cast(FileMode, mode),
-        manifest=trained.describe(),
-        native=cast(Native, native),
-    )
+    if path is None:
+        report = verify_onnx(trained.model, verify or Path(), example=trained.examples, native=cast(Native, native))
+    else:
+        report = export_onnx(
+            trained.model,
+            path,
+            example=trained.examples,
+            mode=cast(FileMode, mode),
+            manifest=trained.describe(),
+            native=cast(Native, native),
+            precision=cast(Precision, precision),
+            validation=None if precision == "float32" else trained.validation_rows(),
+        )
     console.show_parity(report.checks)
-    console.out.print(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB, mode {report.mode})")
+    if report.accuracy is not None:
+        console.show_accuracy(precision, report.accuracy)
+    if path is None:
+        console.out.print(f"{verify} answers as the network of {run} does (mode {report.mode})")
+    else:
+        console.out.print(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB, mode {report.mode})")
 
 
 @app.command()

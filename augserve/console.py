@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from augserve.bench.norms import NormRow
     from augserve.data import ImageSet
     from augserve.installation import Installation
-    from augserve.manifest import Manifest, ParityCheck
+    from augserve.manifest import Accuracy, Manifest, ParityCheck
     from augserve.runtime_native import Kernels
     from augserve.training import EpochMetrics, TrainConfig
 
@@ -104,6 +104,14 @@ def show_parity(checks: Sequence[ParityCheck]) -> None:
     out.print(table)
 
 
+def show_accuracy(precision: str, accuracy: Accuracy) -> None:
+    """Print what the rounding of a file costs."""
+    out.print(
+        f"accuracy on {accuracy.rows:,} validation rows: {accuracy.file:.2%} in {precision}, "
+        f"{accuracy.float32:.2%} in float32"
+    )
+
+
 def show_manifest(name: str, manifest: Manifest, kernels: Kernels) -> None:
     """Print what a file says about itself."""
     table = Table("", Column(overflow="fold"), show_header=False, box=None)
@@ -118,6 +126,7 @@ def show_manifest(name: str, manifest: Manifest, kernels: Kernels) -> None:
         ("file mode", manifest.mode),
         ("statistics modes", ", ".join(manifest.modes)),
         ("default mode", manifest.default_mode),
+        ("precision", manifest.precision),
         ("rows", " x ".join(str(size) for size in manifest.shape) + " float32"),
         ("classes", f"{len(manifest.classes)}: {classes}"),
         ("norm layers", ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"),
@@ -129,6 +138,8 @@ def show_manifest(name: str, manifest: Manifest, kernels: Kernels) -> None:
     ):
         table.add_row(key, value)
     out.print(table)
+    if manifest.accuracy is not None:
+        show_accuracy(manifest.precision, manifest.accuracy)
     if manifest.parity:
         show_parity(manifest.parity)
 

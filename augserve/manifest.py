@@ -17,6 +17,7 @@ METADATA_KEY = "augserve"
 FORMAT_VERSION = 1
 
 FileMode = Literal["tracked", "batch", "adaptive"]
+Precision = Literal["float32", "float16", "int8"]
 FILE_MODES: tuple[str, ...] = ("adaptive", "batch", "tracked")
 
 
@@ -70,6 +71,14 @@ class ParityCheck(_Schema):
     repeats_identical: bool
 
 
+class Accuracy(_Schema):
+    """Shares of right answers on validation rows, tracked: this file's, and the same network's in float32."""
+
+    rows: Annotated[int, Field(ge=1)]
+    file: float
+    float32: float
+
+
 class Manifest(_Schema):
     """The whole document.
 
@@ -89,6 +98,8 @@ class Manifest(_Schema):
     versions: dict[str, str] = {}
     checkpoint_sha256: str | None = None
     data: str | None = None
+    precision: Precision = "float32"
+    accuracy: Accuracy | None = None
     parity: list[ParityCheck] = []
 
     @property

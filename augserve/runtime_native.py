@@ -1,8 +1,8 @@
 """Which kernels an ONNX Runtime session takes for the operators of the domain `augserve`.
 
 A file holds every operator as a function of standard ones, so that it runs without this library; where the library
-is registered, its kernels are taken instead. Where to look, first found first taken: the argument, the variable of the
-environment, the file that was installed, none.
+is registered, its kernels are taken instead. Where to look, first found first taken: the argument, the variable of
+the environment, the file that was installed, none.
 
     CPU sessions     AUGSERVE_NATIVE_LIBRARY         libaugserve_native
     CUDA sessions    AUGSERVE_NATIVE_CUDA_LIBRARY    libaugserve_native_cuda

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,14 +21,15 @@ from augserve.export.fold import lower_tracked
 from augserve.export.functions import functions_of
 from augserve.export.fuse import fuse_endings
 from augserve.export.operators import OPSET
-from augserve.export.parity import ParityReport, compare
+from augserve.export.parity import ParityReport, compare, compare_accuracy
+from augserve.export.precision import check_precision, converted
 from augserve.export.trace import refuse_what_cannot_be_exported, trace
 from augserve.files import write_atomic
-from augserve.manifest import FILE_MODES, METADATA_KEY, FileMode, Manifest, NormLayer
+from augserve.manifest import FILE_MODES, METADATA_KEY, FileMode, Manifest, NormLayer, Precision
 from augserve.norms import norm_layers
 from augserve.norms.modes import evaluating
 from augserve.norms.symbolic import DOMAIN
-from augserve.runtime import kernels_of, open_session, rows_with_own_statistics
+from augserve.runtime import check_rows, kernels_of, open_session, read_manifest, rows_with_own_statistics
 from augserve.runtime_native import Native
 
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
@@ -41,6 +43,8 @@ def export_onnx(
     mode: FileMode = "adaptive",
     manifest: Mapping[str, Any] | None = None,
     native: Native = "auto",
+    precision: Precision = "float32",
+    validation: tuple[Tensor, Tensor] | None = None,
 ) -> ParityReport:
     """Export a network and prove that the file answers as the network does.
 
@@ -52,13 +56,17 @@ def export_onnx(
             whole run; input: input) or "adaptive" (inputs input, group int64 (N,), tracked_weight float (N,)).
         manifest: what else the file should say of itself: architecture, classes, preprocessing, data,
             checkpoint_sha256 (see `augserve.manifest.Manifest`).
-        native: use of the native operator library in the parity report.
+        native: use of the native operator library in the parity report: "auto" (where there is one), "on", "off".
+        precision: "float32", "float16" (statistics stay float32) or "int8" (mode "tracked" alone; the ranges of the
+            activations are those of the example).
+        validation: rows (N, C, H, W) and labels int64 (N,) that the network was not trained on: with them the
+            manifest of a float16 or int8 file tells its accuracy beside that of float32.
 
     Returns:
         The parity report, which the file's manifest holds as well.
 
     Raises:
-        ConfigurationError: an unknown mode.
+        ConfigurationError: an unknown mode, precision or use of native operators; "on" without a library.
         InputError: an example that the network does not take.
         ExportError: a layer that cannot be exported (named), or a parity check that failed; nothing is written.
 
@@ -70,6 +78,7 @@ def export_onnx(
     """
     if mode not in FILE_MODES:
         raise unknown_choice("file mode", mode, FILE_MODES)
+    check_precision(precision, mode)
     path = Path(path)
     if path.is_dir():
         raise ExportError(f"{path}: expected the name of a file to write; this is a folder")
@@ -78,21 +87,56 @@ def export_onnx(
     refuse_what_cannot_be_exported(model, mode)
     with evaluating(model):
         norms, classes = _look(model, example)
-        description = _describe(model, mode, norms, classes, tuple(example.shape[1:]), dict(manifest or {}))
-        proto = _finish(trace(model, example, mode), mode, description)
+        given = {**(manifest or {}), "precision": precision}
+        description = _describe(model, mode, norms, classes, tuple(example.shape[1:]), given)
+        float32 = _finish(trace(model, example, mode), mode, description)
+        proto = converted(float32, precision, example.numpy())
         with tempfile.TemporaryDirectory() as folder:
-            candidate = Path(folder) / path.name
-            candidate.write_bytes(proto.SerializeToString())
-            sessions = _sessions(candidate, native if proto.functions else "off")
-            report = compare(model, sessions, example, mode, rows_with_own_statistics(description))
-    proven = description.model_copy(update={"parity": list(report.checks)})
+            sessions = _sessions(proto, Path(folder) / path.name, native if proto.functions else "off")
+            min_rows = rows_with_own_statistics(description)
+            report = compare(model, sessions, example, mode, min_rows, precision)
+            accuracy = None
+            if precision != "float32" and validation is not None:
+                whole = _sessions(float32, Path(folder) / "float32.onnx", "off")
+                accuracy = compare_accuracy(sessions[max(sessions)], whole[False], *validation)
+    report = dataclasses.replace(report, accuracy=accuracy)
+    proven = description.model_copy(update={"parity": list(report.checks), "accuracy": accuracy})
     _set_manifest(proto, proven)
     write_atomic(path, proto.SerializeToString())
     return report
 
 
-def _sessions(path: Path, native: Native) -> dict[bool, ort.InferenceSession]:
+def verify_onnx(model: nn.Module, path: str | Path, *, example: Tensor, native: Native = "auto") -> ParityReport:
+    """Prove once more that a file answers as a network does; nothing is written.
+
+    Args:
+        model: the network that the file was exported from. It is not changed.
+        path: of the file, in any mode and precision.
+        example: real rows (N, C, H, W), float32, of the file's shape.
+        native: use of the native operator library, as in `export_onnx`.
+
+    Raises:
+        ModelFileError: not such a file, or a damaged one.
+        InputError: rows of another shape.
+        ExportError: a check failed; it is named.
+    """
+    session = open_session(path, native="off")
+    manifest = read_manifest(session, path)
+    rows = torch.from_numpy(check_rows(example.numpy(), manifest))
+    sessions = {False: session}
+    if native != "off" and manifest.mode != "tracked":
+        other = open_session(path, native=native)
+        if kernels_of(other).library is not None:
+            sessions[True] = other
+    with evaluating(model):
+        refuse_what_cannot_be_exported(model, manifest.mode)
+        min_rows = rows_with_own_statistics(manifest)
+        return compare(model, sessions, rows, manifest.mode, min_rows, manifest.precision)
+
+
+def _sessions(proto: onnx.ModelProto, path: Path, native: Native) -> dict[bool, ort.InferenceSession]:
     """Return the file opened without and, where they are wanted and of use, with the native operators."""
+    path.write_bytes(proto.SerializeToString())
     sessions = {False: open_session(path, native="off")}
     if native != "off":
         session = open_session(path, native=native)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -12,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from augserve.errors import ExportError
-from augserve.manifest import FileMode, ParityCheck
+from augserve.manifest import Accuracy, FileMode, ParityCheck, Precision
 from augserve.norms import use_statistics
 from augserve.runtime import run_rows
 from augserve.statistics import Statistics
 
 TOLERANCE = 1e-4  # of a logit,
-RELATIVE = 5e-6  # or this of the largest logit, where that is more: float32 itself rounds at 1e-7
+# or this of the largest logit, where that is more: float32 itself rounds at 1e-7, float16 at 5e-4. What rounding to
+# int8 does to a network, only its accuracy tells.
+RELATIVE: dict[Precision, float] = {"float32": 5e-6, "float16": 2e-2, "int8": math.inf}
+ACCURACY_LOST = 0.05  # at most, against float32
 SIZES = (1, 2, 7, 32)
 REPEATS = 3
 
@@ -27,10 +31,11 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What was compared and what came of it: `checks` as in the file's manifest."""
+    """What was compared and what came of it: `checks` and `accuracy` as in the file's manifest."""
 
     mode: FileMode
     checks: tuple[ParityCheck, ...]
+    accuracy: Accuracy | None = None
 
     @property
     def max_abs_difference(self) -> float:
@@ -49,7 +54,12 @@ class _Case:
 
 
 def compare(
-    model: nn.Module, sessions: Mapping[bool, ort.InferenceSession], example: Tensor, mode: FileMode, min_rows: int
+    model: nn.Module,
+    sessions: Mapping[bool, ort.InferenceSession],
+    example: Tensor,
+    mode: FileMode,
+    min_rows: int,
+    precision: Precision = "float32",
 ) -> ParityReport:
     """Run torch and ONNX Runtime on the same rows.
 
@@ -59,11 +69,15 @@ def compare(
         example: real rows (N, C, H, W); used in order, again from the first where there are too few.
         mode: of the file.
         min_rows: the fewest rows of a group that has statistics of its own.
+        precision: of the file.
 
     Raises:
         ExportError: a difference above the tolerance, or repeated runs that differ; the check is named.
     """
-    checks = [check for case in _cases(mode, min_rows) for check in _checks(model, sessions, example, case)]
+    relative = RELATIVE[precision]
+    checks = [
+        check for case in _cases(mode, min_rows) for check in _checks(model, sessions, example, case, relative)
+    ]
     return ParityReport(mode, tuple(checks))
 
 
@@ -80,7 +94,11 @@ def _cases(mode: FileMode, min_rows: int) -> Iterator[_Case]:
 
 
 def _checks(
-    model: nn.Module, sessions: Mapping[bool, ort.InferenceSession], example: Tensor, case: _Case
+    model: nn.Module,
+    sessions: Mapping[bool, ort.InferenceSession],
+    example: Tensor,
+    case: _Case,
+    relative: float,
 ) -> Iterator[ParityCheck]:
     rows = example[torch.arange(case.rows) % len(example)]
     sizes = [size for size, _ in case.groups]
@@ -94,10 +112,10 @@ def _checks(
         expected = model(rows).numpy()
     for native, session in sessions.items():
         runs = [run_rows(session, rows.numpy(), group, weights[group]) for _ in range(REPEATS)]
-        yield _check(case, native, expected, runs)
+        yield _check(case, native, expected, runs, relative)
 
 
-def _check(case: _Case, native: bool, expected: Logits, runs: list[Logits]) -> ParityCheck:
+def _check(case: _Case, native: bool, expected: Logits, runs: list[Logits], relative: float) -> ParityCheck:
     check = ParityCheck(
         name=case.name,
         rows=case.rows,
@@ -107,16 +125,45 @@ def _check(case: _Case, native: bool, expected: Logits, runs: list[Logits]) -> P
         top1_agreement=float((runs[0].argmax(1) == expected.argmax(1)).mean()),
         repeats_identical=all(np.array_equal(runs[0], run) for run in runs[1:]),
     )
-    limit = max(TOLERANCE, RELATIVE * _largest(expected))
+    limit = max(TOLERANCE, relative * _largest(expected))
     name = f"{case.name}, {'native' if native else 'standard'} operators"
-    if not check.max_abs_difference <= limit:  # also catches NaN
+    if not (check.max_abs_difference <= limit and math.isfinite(check.max_abs_difference)):
         raise ExportError(
             f"parity failed ({name}): torch and ONNX Runtime differ by {check.max_abs_difference:.3g}, "
-            f"more than {limit:.3g}; nothing was written"
+            f"more than {limit:.3g}"
         )
     if not check.repeats_identical:
-        raise ExportError(f"parity failed ({name}): repeated runs differ; nothing was written")
+        raise ExportError(f"parity failed ({name}): repeated runs differ")
     return check
+
+
+def compare_accuracy(
+    session: ort.InferenceSession, float32: ort.InferenceSession, rows: Tensor, labels: Tensor
+) -> Accuracy:
+    """Count the right answers of a file and of the same network in float32.
+
+    Args:
+        session: the file.
+        float32: the same network in float32.
+        rows: real rows (N, C, H, W) that the network was not trained on.
+        labels: int64 (N,), their classes.
+
+    Raises:
+        ExportError: the file loses more than ACCURACY_LOST.
+    """
+    shares = [_accuracy(opened, rows.numpy(), labels.numpy()) for opened in (session, float32)]
+    if shares[1] - shares[0] > ACCURACY_LOST:
+        raise ExportError(
+            f"the file answers {shares[0]:.2%} of the validation rows rightly, the network in float32 "
+            f"{shares[1]:.2%}: export as float16 or float32"
+        )
+    return Accuracy(rows=len(labels), file=shares[0], float32=shares[1])
+
+
+def _accuracy(session: ort.InferenceSession, rows: Logits, labels: npt.NDArray[np.int64]) -> float:
+    parts = np.split(rows, range(max(SIZES), len(rows), max(SIZES)))
+    answers = np.concatenate([run_rows(session, part).argmax(1) for part in parts])
+    return float((answers == labels).mean())
 
 
 def _largest(values: npt.NDArray[np.float32]) -> float:

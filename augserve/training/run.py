@@ -20,10 +20,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from augserve.data import ImageSet
+from augserve.data import ImageSet, load_dataset
 from augserve.errors import AugserveError, RunError
 from augserve.files import link_atomic, write_atomic
 from augserve.models import build_model
+from augserve.training.batches import Normalize
 from augserve.training.config import TrainConfig
 
 FORMAT_VERSION = 1
@@ -71,6 +72,16 @@ class Run:
                 "std": list(self.std),
             },
         }
+
+    def validation_rows(self) -> tuple[Tensor, Tensor]:
+        """Return the validation part of the run's data set: preprocessed rows (N, C, H, W), labels int64 (N,).
+
+        Raises:
+            DataError: the data set is not where it was.
+        """
+        data = load_dataset(self.config.data, self.config.data_dir)
+        rows = Normalize(self.mean, self.std)(torch.from_numpy(data.val_images))
+        return rows, torch.from_numpy(data.val_labels)
 
 
 def default_folder(config: TrainConfig) -> Path:
