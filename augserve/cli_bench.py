@@ -26,6 +26,7 @@ def _bench() -> None:
       augserve bench median --dtype both --json
       augserve bench norms --zeros 0.3
       augserve bench networks
+      augserve bench files --model resnet18
     """  # noqa: D301 - \b is for click
 
 
@@ -151,6 +152,38 @@ def networks(
     import orjson
 
     typer.echo(orjson.dumps([asdict(row) for row in rows], option=orjson.OPT_INDENT_2).decode())
+
+
+@bench.command()
+def files(
+    model: Annotated[str, typer.Option(help="The network.")] = "resnet20",
+    norm: Annotated[str, typer.Option(help="Its norm, one with statistics modes.")] = "aug",
+    rows: Annotated[
+        list[int] | None,
+        typer.Option(help="Rows of a run; repeat for more. [default: 32, 128]", show_default=False),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Turns of every file; the figures are medians.")] = 9,
+    threads: Annotated[int, typer.Option(help="Of ONNX Runtime; 0: one a core.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """Time exported files on ONNX Runtime: every mode beside the folded file, native operators or not.
+
+    All take turns in one process. Nothing else should run on the machine.
+
+    \b
+    Examples:
+      augserve bench files
+      augserve bench files --model resnet18 --rows 32 --rounds 21
+    """  # noqa: D301 - \b is for click
+    from augserve.bench.files import measure_files
+
+    table = measure_files(model, norm=norm, rows=rows or (32, 128), rounds=rounds, threads=threads)
+    if not as_json:
+        console.show_file_rows(table)
+        return
+    import orjson
+
+    typer.echo(orjson.dumps([asdict(row) for row in table], option=orjson.OPT_INDENT_2).decode())
 
 
 def _shape(text: str) -> tuple[int, ...]:

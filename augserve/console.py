@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
+    from augserve.bench.files import FileRow
     from augserve.bench.median import MedianRow, MedianSummary
     from augserve.bench.networks import NetworkRow
     from augserve.bench.norms import NormRow
@@ -212,6 +213,13 @@ def show_network_rows(rows: Iterable[NetworkRow]) -> None:
         out.print(
             f"{row.norm:<12}  {row.work:<8}  {row.ms:>7.1f} ms  {row.images_per_second:>8.0f}  {row.ratio:>6.2f}"
         )
+
+
+def show_file_rows(rows: Iterable[FileRow]) -> None:
+    """Print the rows of `augserve bench files`."""
+    out.print(f"{'file':<20}  {'rows':>5}  {'time':>10}  {'ratio':>6}", style="bold")
+    for row in rows:
+        out.print(f"{row.contestant:<20}  {row.rows or 'load':>5}  {row.ms:>7.1f} ms  {row.ratio:>6.2f}")
 
 
 def show_median_summary(count: int, summary: MedianSummary) -> None:

@@ -15,6 +15,7 @@ from augserve.errors import ModelFileError
 
 METADATA_KEY = "augserve"
 FORMAT_VERSION = 1
+UNSEALED = "0" * 64
 
 FileMode = Literal["tracked", "batch", "adaptive"]
 Precision = Literal["float32", "float16", "int8"]
@@ -97,6 +98,7 @@ class Manifest(_Schema):
     opset: int
     versions: dict[str, str] = {}
     checkpoint_sha256: str | None = None
+    content_sha256: str = UNSEALED
     data: str | None = None
     precision: Precision = "float32"
     accuracy: Accuracy | None = None

@@ -17,6 +17,7 @@ import onnxruntime as ort
 from augserve.errors import InputError, ModelFileError, unknown_choice
 from augserve.manifest import METADATA_KEY, Manifest, parse_manifest
 from augserve.runtime_native import Kernels, Native, register
+from augserve.seal import check_seal
 
 ADAPTIVE_INPUTS = ("input", "group", "tracked_weight")
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
@@ -57,12 +58,17 @@ def open_session(
     for provider in chosen:
         if provider not in ort.get_available_providers():
             raise unknown_choice("execution provider", provider, ort.get_available_providers())
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from None
+    check_seal(content, path)
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised, not printed
     options.intra_op_num_threads = threads
     kernels = register(options, chosen, native, library)
     try:
-        session = ort.InferenceSession(str(path), options, providers=chosen)
+        session = ort.InferenceSession(content, options, providers=chosen)
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this
         reason = str(error).strip().splitlines()[0][:200]
         raise ModelFileError(f"{path}: not an ONNX file that can be run ({reason})") from None

@@ -31,6 +31,7 @@ from augserve.norms.modes import evaluating
 from augserve.norms.symbolic import DOMAIN
 from augserve.runtime import check_rows, kernels_of, open_session, read_manifest, rows_with_own_statistics
 from augserve.runtime_native import Native
+from augserve.seal import seal
 
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 
@@ -102,7 +103,7 @@ def export_onnx(
     report = dataclasses.replace(report, accuracy=accuracy)
     proven = description.model_copy(update={"parity": list(report.checks), "accuracy": accuracy})
     _set_manifest(proto, proven)
-    write_atomic(path, proto.SerializeToString())
+    write_atomic(path, seal(proto.SerializeToString()))
     return report
 
 
@@ -136,7 +137,7 @@ def verify_onnx(model: nn.Module, path: str | Path, *, example: Tensor, native: 
 
 def _sessions(proto: onnx.ModelProto, path: Path, native: Native) -> dict[bool, ort.InferenceSession]:
     """Return the file opened without and, where they are wanted and of use, with the native operators."""
-    path.write_bytes(proto.SerializeToString())
+    path.write_bytes(seal(proto.SerializeToString()))
     sessions = {False: open_session(path, native="off")}
     if native != "off":
         session = open_session(path, native=native)

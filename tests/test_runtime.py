@@ -23,7 +23,7 @@ from augserve.runtime import (
     run_rows,
     softmax,
 )
-from tests.service.tiny import CLASSES, SHAPE, expected_logits, some_rows, write_model
+from tests.service.tiny import CLASSES, SHAPE, expected_logits, save_sealed, some_rows, write_model
 
 MANIFEST = Manifest(mode="tracked", architecture="tiny", classes=["a", "b"], shape=[3, 2, 2], opset=18)
 MODES = ("adaptive", "batch", "tracked")
@@ -74,21 +74,15 @@ def test_a_truncated_file_is_refused_at_any_length(tmp_path: Path) -> None:
         refusal(path)
 
 
-def test_a_file_with_one_changed_byte_opens_or_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_one_changed_byte_is_refused(tmp_path: Path) -> None:
     whole = write_model(tmp_path / "whole.onnx").read_bytes()
     path = tmp_path / "changed.onnx"
     rng = np.random.default_rng(0)
-    refused = []
     for position in rng.integers(0, len(whole), 300):
         content = bytearray(whole)
-        content[position] ^= int(rng.integers(1, 256))
+        content[position] ^= 1 << int(rng.integers(0, 8))
         path.write_bytes(content)
-        try:
-            open_session(path)
-        except ModelFileError as error:
-            refused.append(str(error))
-    assert len(refused) > 30
-    assert all(message.startswith(f"{path}: ") for message in refused)
+        assert "\n" not in refusal(path)
 
 
 def test_a_foreign_file_is_told_from_a_damaged_one(tmp_path: Path) -> None:
@@ -98,20 +92,44 @@ def test_a_foreign_file_is_told_from_a_damaged_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("document", "words"),
     [
-        ("", "damaged (document"),
-        ('{"mode": "adap', "damaged (document"),
-        ("{}", "damaged (mode"),
-        (MANIFEST.model_copy(update={"format_version": 2}).model_dump_json(), "format 2 is newer than 1"),
+        ({}, "damaged (mode"),
+        ({"mode": "adaptive"}, "damaged (architecture"),
+        ({"format_version": 2}, "format 2 is newer than 1"),
+        ({"format_version": 99, "mode": ["of", "the", "future"]}, "format 99 is newer than 1"),
     ],
 )
-def test_a_damaged_or_newer_manifest_is_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_a_damaged_or_newer_manifest_is_refused(tmp_path: Path, document: dict[str, object], words: str) -> None:
+    path = tmp_path / "a.onnx"
+    save_sealed(edited(path), path, document)
+    assert words in refusal(path)
+
+
+@pytest.mark.parametrize("text", ["", '{"mode": "adap', "{}", MANIFEST.model_dump_json()])
+def test_a_manifest_without_a_seal_that_holds_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.onnx"
     model = edited(path)
     onnx.helper.set_model_props(model, {METADATA_KEY: text})
     onnx.save(model, path)
-    assert words in refusal(path)
+    assert ("changed since it was exported" if "mode" in text and "}" in text else "no whole augserve") in refusal(
+        path
+    )
+
+
+def test_every_change_of_a_file_is_noticed(tmp_path: Path) -> None:
+    """An exchanged weight, another mode, a name: nothing that answers or says otherwise is opened."""
+    path = write_model(tmp_path / "a.onnx", "tracked")
+    model = onnx.load(path)
+    manifest = json.loads(model.metadata_props[0].value)
+    for change in ({"mode": "batch"}, {"classes": CLASSES[::-1]}, {"content_sha256": "0" * 64}):
+        onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps({**manifest, **change})})
+        onnx.save(model, path)
+        assert "changed since it was exported" in refusal(path)
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(manifest)})
+    model.graph.initializer[0].float_data[0] += 1e-3
+    onnx.save(model, path)
+    assert "changed since it was exported" in refusal(path)
 
 
 def test_a_manifest_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
@@ -151,8 +169,7 @@ def test_a_manifest_that_the_graph_belies_is_refused(
     path = write_model(tmp_path / "a.onnx", graph)
     model = onnx.load(path)
     manifest = json.loads(model.metadata_props[0].value)
-    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps({**manifest, **changes})})
-    onnx.save(model, path)
+    save_sealed(model, path, {**manifest, **changes})
     assert words in refusal(path)
 
 
@@ -164,7 +181,7 @@ def test_group_ids_of_another_type_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     model = edited(path)
     retyped(model.graph.input[1], onnx.TensorProto.INT32)  # every operator that takes it takes int32 as well
-    onnx.save(model, path)
+    save_sealed(model, path)
     refusal(path)
 
 
@@ -177,7 +194,7 @@ def test_numbers_of_another_type_are_refused(tmp_path: Path, name: str) -> None:
     for node in model.graph.node:
         node.input[:] = ["as_float" if given == name else given for given in node.input]
     model.graph.node.insert(0, cast)
-    onnx.save(model, path)
+    save_sealed(model, path)
     assert f"promises {name} as tensor(float)" in refusal(path)
     assert "the graph has tensor(double)" in refusal(path)
 
@@ -190,7 +207,7 @@ def test_logits_of_another_type_are_refused(tmp_path: Path) -> None:
         onnx.helper.make_node("Cast", ["as_float"], ["logits"], to=onnx.TensorProto.INT64),
     )
     retyped(model.graph.output[0], onnx.TensorProto.INT64)
-    onnx.save(model, path)
+    save_sealed(model, path)
     refusal(path)
 
 
@@ -198,7 +215,7 @@ def test_a_fixed_number_of_rows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     model = edited(path, "tracked")
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    onnx.save(model, path)
+    save_sealed(model, path)
     refusal(path)
 
 
@@ -206,7 +223,7 @@ def test_a_second_output_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     model = edited(path)
     model.graph.output.append(onnx.helper.make_tensor_value_info("off", onnx.TensorProto.FLOAT, ["N", 3]))
-    onnx.save(model, path)
+    save_sealed(model, path)
     assert "expected one output, logits; the graph has logits, off" in refusal(path)
 
 

@@ -21,6 +21,8 @@ import onnx.checker
 import onnx.parser
 import uvicorn
 
+from augserve.manifest import UNSEALED
+from augserve.seal import seal
 from augserve.service import create_app, read_settings
 
 CLASSES = ["ant", "bee", "cow", "dog"]
@@ -93,9 +95,18 @@ def write_model(path: Path, mode: str = "adaptive", *, manifest: bool = True, **
             "norms": [{"name": "norm", "kind": "batch", "num_features": 3, "positions": 64}],
             **changes,
         }
-        onnx.helper.set_model_props(model, {"augserve": json.dumps(document)})
-    onnx.save(model, path)
+        save_sealed(model, path, document)
+    else:
+        onnx.save(model, path)
     return path
+
+
+def save_sealed(model: onnx.ModelProto, path: Path, document: dict[str, object] | None = None) -> None:
+    """Write an edited model as a lying exporter would: with this manifest or its own, and a digest that holds."""
+    if document is None:
+        document = json.loads(model.metadata_props[0].value)
+    onnx.helper.set_model_props(model, {"augserve": json.dumps({**document, "content_sha256": UNSEALED})})
+    path.write_bytes(seal(model.SerializeToString()))
 
 
 def expected_logits(rows: np.ndarray, groups: list[list[int]], weights: list[float]) -> np.ndarray:
