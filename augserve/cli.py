@@ -85,7 +85,13 @@ def _root(
 @app.command()
 def train(
     data: Annotated[str, typer.Option(help="Data set: digits, cifar10, fashion-mnist.")] = "digits",
-    model: Annotated[str, typer.Option(help="Network: resnet20.")] = "resnet20",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Network: resnet20, resnet38, resnet50-cifar, resnet18, vgg11, vgg16, vgg19, mobilenet-v2, densenet121, "
+            "efficientnet-b0."
+        ),
+    ] = "resnet20",
     norm: Annotated[
         str,
         typer.Option(

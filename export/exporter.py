@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import augserve
 from augserve.errors import ExportError, InputError, unknown_choice
+from augserve.export.filters import lower_filters
 from augserve.export.fold import lower_tracked
 from augserve.export.functions import functions_of
 from augserve.export.fuse import fuse_endings
@@ -92,6 +93,7 @@ def export_onnx(
         description = _describe(model, mode, norms, classes, tuple(example.shape[1:]), given)
         float32 = _finish(trace(model, example, mode), mode, description)
         proto = converted(float32, precision, example.numpy())
+        del proto.graph.value_info[:]  # shapes between, which runtimes infer by themselves
         with tempfile.TemporaryDirectory() as folder:
             sessions = _sessions(proto, Path(folder) / path.name, native if proto.functions else "off")
             min_rows = rows_with_own_statistics(description)
@@ -226,6 +228,7 @@ def _finish(traced: ir.Model, mode: FileMode, manifest: Manifest) -> onnx.ModelP
         lower_tracked(traced)
     else:
         fuse_endings(traced)
+    lower_filters(traced)
     proto = ir.to_proto(traced)
     proto.functions.extend(functions_of(node.op_type for node in traced.graph if node.domain == DOMAIN))
     proto.ir_version = IR_VERSION

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from augserve.errors import ExportError
+from augserve.export.filters import fold_into_filter
 from augserve.norms.symbolic import DOMAIN
 
 Array = npt.NDArray[np.float64]
@@ -24,7 +25,8 @@ def lower_tracked(model: ir.Model) -> None:
     for node in list(graph):
         if node.domain == DOMAIN:
             scale, shift = _affine(node)
-            if not _fold_into_producer(graph, node, scale, shift):
+            folded = _fold_into_producer(graph, node, scale, shift) or fold_into_filter(graph, node, scale, shift)
+            if not folded:
                 _write_out(graph, node, scale, shift)
     unused = [name for name, value in graph.initializers.items() if not value.uses()]
     for name in unused:

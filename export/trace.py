@@ -22,6 +22,7 @@ from augserve.errors import ExportError
 from augserve.export.operators import OPSET
 from augserve.manifest import FileMode
 from augserve.norms import GraphNorm, OwnRows, norm_layers
+from augserve.norms.conv_norm_onnx import spectra_for_export
 from augserve.norms.symbolic import graph_inputs
 
 
@@ -74,7 +75,7 @@ def trace(model: nn.Module, example: Tensor, mode: FileMode) -> ir.Model:
         inputs |= {"group": torch.zeros(3, dtype=torch.int64), "tracked_weight": torch.zeros(3)}
     wrapper = {"tracked": _Tracked, "batch": _Batch, "adaptive": _Adaptive}[mode](model).eval()
     batch = torch.export.Dim("N", min=1)
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), spectra_for_export(model, rows):
         try:
             program = torch.onnx.export(
                 wrapper,

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from augserve.errors import unknown_choice
-from augserve.models.resnet_cifar import NormFactory, ResNetCifar
+from augserve.errors import ConfigurationError, unknown_choice
+from augserve.models.blocks import NormFactory
+from augserve.models.densenet import DenseNet121
+from augserve.models.efficientnet import EfficientNetB0
+from augserve.models.mobilenet_v2 import MobileNetV2
+from augserve.models.resnet import ResNet18
+from augserve.models.resnet_cifar import ResNetCifar
+from augserve.models.vgg import VGG
 from augserve.norms import convert_norm, norm_factory, normalize_model
 
 _MODELS: dict[str, Callable[[int, int, NormFactory], nn.Module]] = {
-    "resnet20": lambda classes, channels, norm: ResNetCifar(20, classes, channels, norm),
+    "resnet20": partial(ResNetCifar, 20),
+    "resnet38": partial(ResNetCifar, 38),
+    "resnet50-cifar": partial(ResNetCifar, 50),
+    "resnet18": ResNet18,
+    "vgg11": partial(VGG, 11),
+    "vgg16": partial(VGG, 16),
+    "vgg19": partial(VGG, 19),
+    "mobilenet-v2": MobileNetV2,
+    "densenet121": DenseNet121,
+    "efficientnet-b0": EfficientNetB0,
 }
 
 
@@ -43,7 +59,7 @@ def build_model(
         A module from images (N, C, H, W) to logits (N, K).
 
     Raises:
-        ConfigurationError: an unknown model, norm or option; the choices are listed.
+        ConfigurationError: an unknown model, norm or option (the choices are listed), or a number below 1.
 
     Example:
         >>> network = build_model("resnet20", norm="aug", norm_options={"phi": 1.5})
@@ -52,6 +68,9 @@ def build_model(
     """
     if name not in _MODELS:
         raise unknown_choice("model", name, _MODELS)
+    for what, number in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if number < 1:
+            raise ConfigurationError(f"{what} must be at least 1; got {number}")
     model = _MODELS[name](num_classes, in_channels, norm_factory(norm, norm_options))
     if conv_norm:
         convert_norm(model, "conv")

@@ -10,15 +10,12 @@ Source: He et al. 2016, "Deep residual learning for image recognition", section 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from augserve.errors import ConfigurationError
-
-NormFactory = Callable[[int], nn.Module]
+from augserve.models.blocks import NormFactory
 
 WIDTHS = (16, 32, 64)
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from augserve.errors import ConfigurationError, InputError, unknown_choice
+from augserve.norms.conv_norm_onnx import constants_for, traced
 from augserve.norms.reduction import require_floating
 
 Pair = int | tuple[int, int]
@@ -121,7 +122,6 @@ class ConvNorm2d(nn.Conv2d):
         if input.ndim not in (3, 4) or input.shape[-3] != self.in_channels:
             expected = f"(N, C, H, W) or (C, H, W) with C = {self.in_channels}"
             raise InputError(f"expected {expected}; got {tuple(input.shape)}; change the input or in_channels")
-        weight = self.weight  # once: a parametrization may compute it
         require_floating(input, "ConvNorm2d")
         x = input if input.ndim == 4 else input.unsqueeze(0)
         extended, zeros, size, start, span = self._lengths(x.shape[-2], x.shape[-1])
@@ -129,6 +129,10 @@ class ConvNorm2d(nn.Conv2d):
             x = _window(x, (0, 0), extended)
         elif self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        if torch.onnx.is_in_onnx_export() and (constants := constants_for(self, input)) is not None:
+            y = traced(self, constants, x, [zeros, size, start, span])
+            return y if input.ndim == 4 else y.squeeze(0)
+        weight = self.weight  # once: a parametrization may compute it
         bias = self.bias if self.bias_position == "before" else None
         full = F.conv2d(x, weight, bias, 1, zeros, self.dilation, self.groups)
         v = spectral_multiplier(weight, size, self.dilation, self.eps)

@@ -26,13 +26,14 @@ def norm_layers(module: nn.Module) -> dict[str, StatisticsNorm]:
 def fast_in_channels_last(layer: StatisticsNorm) -> bool:
     """Return whether images whose channels lie side by side are normalized as fast as others.
 
-    BatchNorm's and RobustNorm's are: by a native kernel where AVX-512 is there, else BatchNorm's by torch.
+    BatchNorm's, RobustNorm's and AugNorm's with phi = 1.5 are: by a native kernel where AVX-512 is there, else
+    BatchNorm's by torch. Other exponents are fast forward alone.
     """
     spec = layer.kernel_spec()
-    if spec is None:
+    if spec is None or layer.exponents() is not None:
         return False
-    if spec.kind == AUG:
-        return spec.exponent == 2.0 and layer.exponents() is None
+    if spec.kind == AUG and spec.exponent != 1.5:
+        return spec.exponent == 2.0
     return native.fast_in_channels_last()
 
 

@@ -1,5 +1,5 @@
-// Sums and maps over n rows of at most 16 channels that lie side by side, `stride` floats from row to row: one channel
-// to a lane. Sums are added to what is there, so that a chunk may be made of several runs of rows.
+// Sums and maps over positions of at most 16 channels that lie side by side: one channel to a lane. Sums are added to
+// what is there, so that a chunk may be made of several tiles.
 #pragma once
 
 #include <cstddef>
@@ -17,31 +17,50 @@ struct alignas(64) Lane {
     float v[LANE_WIDTH];
 };
 
-struct Rows {
-    const float *first;
-    std::size_t stride, n, lanes;
-    const std::int64_t *order;  // where each row is, in strides, or nullptr for 0, 1, ..
-
-    std::size_t at(std::size_t i) const { return order ? std::size_t(order[i]) : i; }
+// Which positions: row i of the walk is row order[i] from `first` on, without `order` row i. Rows of one position are
+// summed as if they were positions of one row.
+struct Walk {
+    std::size_t rows, positions;
+    const std::int64_t *order;
+    std::size_t lanes;
 };
+
+// Where the walk's tensor begins, and the floats from one of its rows, and from one position, to the next.
+template <class Float>
+struct Plane {
+    Float *first;
+    std::size_t row, position;
+
+    Float *at(std::size_t i, std::size_t p) const { return first + i * row + p * position; }
+};
+using Source = Plane<const float>;
 
 struct LaneMoments {
     Lane sum, low, high;
     std::int32_t magnitude[LANE_WIDTH], zeros[LANE_WIDTH];
 };
-void lane_moments(Rows x, LaneMoments &sums);
+void lane_moments(const Walk &walk, Source x, LaneMoments &sums);
 // sum of (value - mean)^2, and of value - mean, what rounding of the mean left out.
-void lane_squares(Rows x, const Lane &mean, Lane &squares, Lane &rest);
+void lane_squares(const Walk &walk, Source x, const Lane &mean, Lane &squares, Lane &rest);
 
+// sum of w = max(|d|, least)^(-1/2) and of w d, twice both, d = target - (value - center), over the values that are not
+// `without`, where `some` lane leaves one out.
+struct LaneRoot {
+    Lane center, target, least, without;
+    bool some;
+};
+void lane_newton_root(const Walk &walk, Source x, const LaneRoot &at, Lane &weight, Lane &residual);
+
+// sum of w = |d|^power and of w d, d = y - (value - center) inverse, over the values that are not `without`.
 struct LanePoint {
     Lane center, inverse, y, without;
 };
-void lane_newton(Rows x, const LanePoint &at, const PowerTable *table, Lane &weight, Lane &residual);
+void lane_newton(const Walk &walk, Source x, const LanePoint &at, const PowerTable &table, Lane &weight, Lane &residual);
 
 struct LaneMap {
     Lane center, scale, shift;
 };
-void lane_affine(Rows x, float *y, std::size_t y_stride, const LaneMap &map);
+void lane_affine(const Walk &walk, Source x, Plane<float> y, const LaneMap &map);
 
 struct LaneGradient {
     Lane center, inverse, least, low, high;
@@ -50,13 +69,13 @@ struct LaneGradient {
 struct LaneGradientSums {
     Lane dy, dy_t, weight, at_low, at_high;
 };
-void lane_gradient_sums(Rows x, const float *dy, std::size_t dy_stride, const LaneGradient &g, LaneGradientSums &sums);
+void lane_gradient_sums(const Walk &walk, Source x, Source dy, const LaneGradient &g, LaneGradientSums &sums);
 
 struct LaneGradientTerms {
     Lane by_dy, by_t, by_weight, constant, at_low, at_high;
 };
-void lane_gradient(Rows x, const float *dy, std::size_t dy_stride, float *dx, std::size_t dx_stride,
-                   const LaneGradient &g, const LaneGradientTerms &by);
+void lane_gradient(const Walk &walk, Source x, Source dy, Plane<float> dx, const LaneGradient &g,
+                   const LaneGradientTerms &by);
 
 }  // namespace augserve
 

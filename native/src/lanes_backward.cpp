@@ -23,38 +23,41 @@ public:
           chunks_(plan),
           blocks_((std::size_t(a.channels) + LANE_WIDTH - 1) / LANE_WIDTH),
           threads_(useful_threads(a.threads, plan.count() * std::size_t(a.channels))),
-          x_{static_cast<const float *>(a.x), a.x_layout, std::size_t(a.channels), std::size_t(a.positions)},
-          dy_{static_cast<const float *>(a.dy), a.dy_layout, std::size_t(a.channels), std::size_t(a.positions)},
-          dx_{static_cast<const float *>(a.dx), a.dx_layout, std::size_t(a.channels), std::size_t(a.positions)} {}
+          x_{static_cast<const float *>(a.x), a.x_layout, std::size_t(a.channels)},
+          dy_{static_cast<const float *>(a.dy), a.dy_layout, std::size_t(a.channels)},
+          dx_{static_cast<const float *>(a.dx), a.dx_layout, std::size_t(a.channels)} {}
 
     void run() {
         std::vector<LaneGradient> given(blocks_);
         std::vector<LaneGradientTerms> terms(blocks_);
         std::vector<LaneGradientSums> parts(chunks_.count * blocks_);
         for (std::size_t block = 0; block < blocks_; block++) given[block] = describe(block);
-        parallel_for(parts.size(), [&](std::size_t task) {
-            const std::size_t chunk = task / blocks_, block = task % blocks_;
-            parts[task] = {filled(0), filled(0), filled(0), filled(0), filled(0)};
-            chunks_.runs(chunk, [&](const Run &run) {
-                lane_gradient_sums(x_.rows(run, block), dy_.at(run.row, block), dy_.stride(), given[block], parts[task]);
+        sweep(blocks_, [&](std::size_t chunk, std::size_t from, std::size_t to) {
+            LaneGradientSums *part = &parts[chunk * blocks_];
+            for (std::size_t block = from; block < to; block++)
+                part[block] = {filled(0), filled(0), filled(0), filled(0), filled(0)};
+            chunks_.tiles(chunk, x_.channels, [&](const Tile &tile) {
+                for (std::size_t block = from; block < to; block++)
+                    lane_gradient_sums(x_.walk(tile, block), x_.source(tile, block), dy_.source(tile, block),
+                                       given[block], part[block]);
             });
         });
         const bool few = blocks_ * (chunks_.count + DECISION) < WORTH_THREADS;
         auto finish = [&](std::size_t block) { terms[block] = terms_of(block, parts); };
         parallel(executor_, few ? 1 : threads_, blocks_, finish);
-        parallel_for(chunks_.count, [&](std::size_t chunk) {
-            for (std::size_t block = 0; block < blocks_; block++)
-                chunks_.runs(chunk, [&](const Run &run) {
-                    lane_gradient(x_.rows(run, block), dy_.at(run.row, block), dy_.stride(),
-                                  const_cast<float *>(dx_.at(run.row, block)), dx_.stride(), given[block], terms[block]);
-                });
+        sweep(blocks_, [&](std::size_t chunk, std::size_t from, std::size_t to) {
+            chunks_.tiles(chunk, x_.channels, [&](const Tile &tile) {
+                for (std::size_t block = from; block < to; block++)
+                    lane_gradient(x_.walk(tile, block), x_.source(tile, block), dy_.source(tile, block),
+                                  dx_.target(tile, block), given[block], terms[block]);
+            });
         });
     }
 
 private:
     template <class Body>
-    void parallel_for(std::size_t tasks, Body body) const {
-        parallel(executor_, threads_, tasks, body);
+    void sweep(std::size_t blocks, Body body) const {
+        augserve::sweep(chunks_, blocks, executor_, threads_, body);
     }
 
     LaneGradient describe(std::size_t block) const {

@@ -18,6 +18,8 @@
 namespace augserve {
 namespace {
 
+constexpr float LEAST_ROOT = 1e-36f;  // whose inverse root is far from the end of floats
+
 class ForwardLanes {
 public:
     ForwardLanes(const augserve_forward &a, const Group &group, const augserve_executor *executor)
@@ -27,17 +29,17 @@ public:
           chunks_(group.plan),
           blocks_((std::size_t(a.channels) + LANE_WIDTH - 1) / LANE_WIDTH),
           threads_(useful_threads(a.threads, group.plan.count() * std::size_t(a.channels))),
-          x_{static_cast<const float *>(a.x), a.x_layout, std::size_t(a.channels), std::size_t(a.positions)},
-          y_{static_cast<const float *>(a.y), a.y_layout, std::size_t(a.channels), std::size_t(a.positions)} {}
+          x_{static_cast<const float *>(a.x), a.x_layout, std::size_t(a.channels)},
+          y_{static_cast<const float *>(a.y), a.y_layout, std::size_t(a.channels)} {}
 
     // Returns false, having written nothing, where values need a scale.
     bool measure() {
         parts_.resize(chunks_.count * blocks_);
-        spread(parts_.size(), [&](std::size_t task) { moments_of(task / blocks_, task % blocks_, parts_[task]); });
+        sweep(blocks_, [&](std::size_t chunk, std::size_t from, std::size_t to) { moments_of(chunk, from, to); });
         const std::size_t channels = std::size_t(a_.channels);
         found_.resize(channels);
         decide(blocks_, chunks_.count, [&](std::size_t block) {
-            for (std::size_t k = 0; k < x_.lanes(block); k++) 
+            for (std::size_t k = 0; k < x_.lanes(block); k++)
                 found_[block * LANE_WIDTH + k] = combined(block, k);
         });
         return std::all_of(found_.begin(), found_.end(), [](const Moments &found) {
@@ -56,15 +58,19 @@ public:
             for (std::size_t c = block * LANE_WIDTH; c < block * LANE_WIDTH + x_.lanes(block); c++)
                 all_[c].begin(found_[c], starts[c]);
         });
-        std::vector<LanePoint> points(blocks_);
+        std::vector<Point> points(blocks_);
         std::vector<Newton> parts(chunks_.count * blocks_);
         for (std::vector<std::size_t> busy = running(); !busy.empty(); busy = running()) {
             for (const std::size_t block : busy) points[block] = point_of(block);
-            spread(chunks_.count * busy.size(), [&](std::size_t task) {
-                const std::size_t chunk = task / busy.size(), block = busy[task % busy.size()];
-                newton_of(chunk, block, points[block], parts[chunk * blocks_ + block]);
+            sweep(busy.size(), [&](std::size_t chunk, std::size_t from, std::size_t to) {
+                for (std::size_t i = from; i < to; i++) parts[chunk * blocks_ + busy[i]] = {filled(0), filled(0)};
+                chunks_.tiles(chunk, x_.channels, [&](const Tile &tile) {
+                    for (std::size_t i = from; i < to; i++)
+                        newton(x_.walk(tile, busy[i]), x_.source(tile, busy[i]), points[busy[i]],
+                               parts[chunk * blocks_ + busy[i]]);
+                });
             });
-            decide(busy.size(), chunks_.count, [&](std::size_t task) { step(busy[task], parts); });
+            decide(busy.size(), chunks_.count, [&](std::size_t task) { step(busy[task], points[busy[task]], parts); });
         }
     }
 
@@ -82,12 +88,11 @@ public:
                 maps[block].shift.v[k] = map.shift;
             }
         });
-        spread(chunks_.count, [&](std::size_t chunk) {
-            for (std::size_t block = 0; block < blocks_; block++)
-                chunks_.runs(chunk, [&](const Run &run) {
-                    lane_affine(x_.rows(run, block), const_cast<float *>(y_.at(run.row, block)), y_.stride(),
-                                maps[block]);
-                });
+        sweep(blocks_, [&](std::size_t chunk, std::size_t from, std::size_t to) {
+            chunks_.tiles(chunk, x_.channels, [&](const Tile &tile) {
+                for (std::size_t block = from; block < to; block++)
+                    lane_affine(x_.walk(tile, block), x_.source(tile, block), y_.target(tile, block), maps[block]);
+            });
         });
     }
 
@@ -99,10 +104,17 @@ private:
     struct Newton {
         Lane weight, residual;
     };
+    // Where a pass looks: by roots, in units of the data, as far as y times std is a float; or by a table, in standard
+    // deviations.
+    struct Point {
+        LaneRoot root;
+        LanePoint power;
+        const PowerTable *table = nullptr;
+    };
 
     template <class Body>
-    void spread(std::size_t tasks, Body body) const {
-        parallel(executor_, threads_, tasks, body);
+    void sweep(std::size_t blocks, Body body) const {
+        augserve::sweep(chunks_, blocks, executor_, threads_, body);
     }
 
     // What is decided block by block, from `parts` sums each: by this thread where that is done before others begin.
@@ -111,18 +123,22 @@ private:
         parallel(executor_, tasks * (parts + DECISION) < WORTH_THREADS ? 1 : threads_, tasks, body);
     }
 
-    void moments_of(std::size_t chunk, std::size_t block, Part &part) const {
+    void moments_of(std::size_t chunk, std::size_t from, std::size_t to) {
         const float inf = std::numeric_limits<float>::infinity();
-        part = {{filled(0), filled(inf), filled(-inf), {}, {}}, filled(0), filled(0)};
-        chunks_.runs(chunk, [&](const Run &run) {
-            lane_moments(x_.rows(run, block), part.moments);
+        Part *parts = &parts_[chunk * blocks_];
+        for (std::size_t block = from; block < to; block++)
+            parts[block] = {{filled(0), filled(inf), filled(-inf), {}, {}}, filled(0), filled(0)};
+        chunks_.tiles(chunk, x_.channels, [&](const Tile &tile) {
+            for (std::size_t block = from; block < to; block++)
+                lane_moments(x_.walk(tile, block), x_.source(tile, block), parts[block].moments);
         });
-        Lane mean = part.moments.sum;
-        for (float &value : mean.v) value = float(double(value) / chunks_.values(chunk));
-        chunks_.runs(chunk, [&](const Run &run) {
-            lane_squares(x_.rows(run, block), mean, part.squares, part.rest);
+        for (std::size_t block = from; block < to; block++)
+            for (float &value : parts[block].moments.sum.v) value = float(double(value) / chunks_.values(chunk));
+        chunks_.tiles(chunk, x_.channels, [&](const Tile &tile) {
+            for (std::size_t block = from; block < to; block++)
+                lane_squares(x_.walk(tile, block), x_.source(tile, block), parts[block].moments.sum,
+                             parts[block].squares, parts[block].rest);
         });
-        part.moments.sum = mean;
     }
 
     Moments combined(std::size_t block, std::size_t k) const {
@@ -161,29 +177,34 @@ private:
         return blocks;
     }
 
-    LanePoint point_of(std::size_t block) {
-        LanePoint point{filled(0), filled(1), filled(0), filled(NO_VALUE)};
+    Point point_of(std::size_t block) {
+        Point point{{filled(0), filled(0), filled(1), filled(NO_VALUE), false},
+                    {filled(0), filled(1), filled(0), filled(NO_VALUE)}};
         for (std::size_t k = 0; k < x_.lanes(block); k++) {
             Channel &channel = all_[block * LANE_WIDTH + k];
             if (!channel.running()) continue;
             const Search::Point own = channel.search().point();
-            point.center.v[k] = own.z.center;
-            point.inverse.v[k] = own.z.inverse;
-            point.y.v[k] = own.y;
-            point.without.v[k] = own.without;
-            table_ = channel.search().table();  // one for all: they share phi
+            const double unit = 1 / double(own.z.inverse);
+            point.root.center.v[k] = point.power.center.v[k] = own.z.center;
+            point.root.without.v[k] = point.power.without.v[k] = own.without;
+            point.root.some = point.root.some || own.without != NO_VALUE;
+            point.root.target.v[k] = float(own.y * unit);
+            point.root.least.v[k] = std::max(float(1e-30 * unit), LEAST_ROOT);
+            point.power.inverse.v[k] = own.z.inverse;
+            point.power.y.v[k] = own.y;
+            point.table = channel.search().table();
         }
         return point;
     }
 
-    void newton_of(std::size_t chunk, std::size_t block, const LanePoint &point, Newton &part) const {
-        part = {filled(0), filled(0)};
-        chunks_.runs(chunk, [&](const Run &run) {
-            lane_newton(x_.rows(run, block), point, table_, part.weight, part.residual);
-        });
+    static void newton(const Walk &walk, Source x, const Point &point, Newton &part) {
+        if (point.table)
+            lane_newton(walk, x, point.power, *point.table, part.weight, part.residual);
+        else
+            lane_newton_root(walk, x, point.root, part.weight, part.residual);
     }
 
-    void step(std::size_t block, const std::vector<Newton> &parts) {
+    void step(std::size_t block, const Point &point, const std::vector<Newton> &parts) {
         double weight[LANE_WIDTH] = {}, residual[LANE_WIDTH] = {};
         for (std::size_t at = block; at < parts.size(); at += blocks_)
             for (std::size_t k = 0; k < LANE_WIDTH; k++) {
@@ -192,7 +213,11 @@ private:
             }
         for (std::size_t k = 0; k < x_.lanes(block); k++) {
             Channel &channel = all_[block * LANE_WIDTH + k];
-            if (channel.running()) channel.search().step(weight[k], residual[k]);
+            if (!channel.running()) continue;
+            // Of roots, from twice the sums in units of the data to standard deviations.
+            const double root = point.table ? 1 : 1 / std::sqrt(double(channel.search().point().z.inverse));
+            const double half = point.table ? 1 : 0.5;
+            channel.search().step(half * root * weight[k], half / root * residual[k]);
         }
     }
 
@@ -205,7 +230,6 @@ private:
     std::vector<Part> parts_;
     std::vector<Moments> found_;
     std::vector<Channel> all_;
-    const PowerTable *table_ = nullptr;
 };
 
 }  // namespace

@@ -44,7 +44,7 @@ def test_the_networks_differ_in_their_norm_only() -> None:
     ("options", "words"),
     [
         ({"device": "tpu"}, "choose one of: cpu, cuda"),
-        ({"model": "resnet18"}, "unknown model 'resnet18'; choose one of: resnet20"),
+        ({"model": "resnet21"}, "unknown model 'resnet21'; choose one of: densenet121"),
         ({"batch": 1}, "batch >= 2"),
         ({"rounds": 0}, "rounds >= 1"),
     ],

@@ -166,6 +166,6 @@ def test_networks_are_timed_as_a_table_and_as_json(run: Run) -> None:
     assert len(rows) == len(table.out.splitlines()) - 1
     assert [row["work"] for row in rows if row["norm"] == "aug"] == ["train", "tracked", "batch", "groups"]
     assert set(rows[0]) == {"norm", "work", "ms", "images_per_second", "ratio"}
-    wrong = run("bench", "networks", "--model", "resnet18")
+    wrong = run("bench", "networks", "--model", "resnet21")
     assert (wrong.status, wrong.out) == (2, "")
-    assert "unknown model 'resnet18'; choose one of: resnet20" in wrong.err
+    assert "unknown model 'resnet21'; choose one of: densenet121" in wrong.err
