@@ -3,15 +3,16 @@
 
 PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
-NATIVE := $(shell find native -type f)
+NATIVE := $(shell find native -path native/cuda -prune -o -type f -print)
 
-.PHONY: help demo test lint native native-sanitize wheel clean
+.PHONY: help demo test lint native native-cuda native-sanitize wheel clean
 
 help:
 	@echo "make demo    train, export, serve and predict on the embedded data set"
 	@echo "make test    lint, types, import contract and the whole test suite"
 	@echo "make lint    only the checks that run no test"
 	@echo "make native  compile what changed in native/ into .venv (make test does it too)"
+	@echo "make native-cuda  compile the operators for ONNX Runtime's CUDA provider (needs nvcc)"
 	@echo "make native-sanitize   the tests of native/ under the sanitizers"
 	@echo "make wheel   build the wheel into dist/"
 	@echo "make clean   remove .venv and everything that was built"

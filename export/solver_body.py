@@ -134,11 +134,28 @@ _BRACKET_ABOVE_2 = """
   bracket_high = Div (high_deviation, std)
 """
 
-_EVALUATE_BELOW_2 = """
-      a_safe = Max (a, tiny)
+_WEIGHTS = """
       a_log = Log (a_safe)
       w_log = Mul (a_log, p_less_3)
-      w = Exp (w_log)
+      w = Exp (w_log)"""
+
+# The condition is a constant: runtimes that compute constants keep one of the branches.
+_WEIGHTS_OR_ROOT = """
+      w = If (is_root) <
+        then_branch = phi_is_three_halves () => (float[?, ?, ?] w_root) {
+          root = Sqrt (a_safe)
+          w_root = Reciprocal (root)
+        },
+        else_branch = any_phi () => (float[?, ?, ?] w_power) {
+          a_log = Log (a_safe)
+          w_log = Mul (a_log, p_less_3)
+          w_power = Exp (w_log)
+        }
+      >"""
+
+_EVALUATE_BELOW_2 = """
+      a_safe = Max (a, tiny)
+{weights}
       wd = Mul (w, d)
       w_row = ReduceSum <keepdims = 0> (w, axis_2)
       g_row = ReduceSum <keepdims = 0> (wd, axis_2)
@@ -198,7 +215,10 @@ _EVALUATE_ABOVE_2 = """
 
 
 _ONE_PHI = "  phi = Constant <value_float: float = @phi> ()"
-_ONE_FOR_ALL = "  p_less_3 = Identity (p_less)"
+_ONE_FOR_ALL = """
+  p_less_3 = Identity (p_less)
+  minus_half = Constant <value = float {-0.5}> ()
+  is_root = Equal (p_less, minus_half)"""
 _ALONG_POSITIONS = "  p_less_3 = Unsqueeze (p_less, axis_1)"
 
 
@@ -207,7 +227,8 @@ def solver_below_2(each: bool = False) -> str:
 
     With `each`, phi is the function's input `exponents` (C), where it is below 2.
     """
-    return _solver(_BRACKET_BELOW_2, _EVALUATE_BELOW_2, "  phi = Min (exponents, two)" if each else None)
+    evaluate = _EVALUATE_BELOW_2.format(weights=_WEIGHTS if each else _WEIGHTS_OR_ROOT)
+    return _solver(_BRACKET_BELOW_2, evaluate, "  phi = Min (exponents, two)" if each else None)
 
 
 def solver_above_2(each: bool = False) -> str:
