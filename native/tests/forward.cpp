@@ -299,6 +299,33 @@ void check_again(Random &random, const Case &a, const Tensor &x, const Result &w
                "again with other threads: other statistics");
 }
 
+// y = max(0, norm(x) + residual) is what the norm's own y gives. Where 8 channels or more lie side by side, statistics
+// are summed in another order without an ending.
+void check_ending(Random &random, const Case &a, const Tensor &x, const Result &whole) {
+    Tensor residual(a.shape, a.y_layout, a.dtype, random.below(3));
+    draw::fill(random, residual, false);
+    Case ended = a;
+    ended.residual = random.one_in(4) ? nullptr : &residual;
+    ended.relu = !ended.residual || random.one_in(2);
+    const Result r = run(ended, x, random.below(4), nullptr);
+    expect(r.y.untouched(), "written between the elements of y, with an ending");
+    if (x.layout.channel == 1 && a.y_layout.channel == 1 && a.shape.channels >= 8) return;
+    const double rounding = a.dtype == AUGSERVE_FLOAT32 ? EPS : a.dtype == AUGSERVE_FLOAT16 ? 0x1p-10 : 0x1p-7;
+    for (std::int64_t n = 0; n < a.shape.rows; n++)
+        for (std::int64_t c = 0; c < a.shape.channels; c++)
+            for (std::int64_t l = 0; l < a.shape.positions; l++) {
+                const double y = whole.y.get(n, c, l), more = ended.residual ? residual.get(n, c, l) : 0;
+                const double sum = y + more, expected = ended.relu && sum < 0 ? 0 : sum, got = r.y.get(n, c, l);
+                if (!std::isfinite(sum)) {  // a sum may come back from beyond the largest half
+                    expect(std::isnan(got) == std::isnan(sum) || !std::isfinite(y), "%g from %g + %g", got, y, more);
+                    continue;
+                }
+                const double tolerance = rounding * (std::fabs(y) + std::fabs(more)) + 1e-7;
+                expect(std::fabs(got - expected) <= tolerance || std::isinf(got), "%.9g with an ending, expected %.9g",
+                       got, expected);
+            }
+}
+
 void fuzz(std::uint32_t seed) {
     Random random(seed);
     const Case a = draw_case(random, seed);
@@ -315,6 +342,7 @@ void fuzz(std::uint32_t seed) {
     check_group_alone(random, a, x, r);
     check_channel_alone(random, a, x, r);
     check_other_layout(random, a, x, r);
+    check_ending(random, a, x, r);
 }
 
 }  // namespace

@@ -24,6 +24,8 @@ struct Case {
     std::vector<std::int64_t> order, offsets;
     double momentum, unbiased;
     std::vector<float> moving_center, moving_spread;  // as they are before
+    const Tensor *residual = nullptr;                 // in the layout of y
+    bool relu = false;
 
     std::int64_t groups() const { return order.empty() ? 1 : std::int64_t(offsets.size()) - 1; }
     double phi(std::int64_t c) const {
@@ -68,6 +70,7 @@ inline Result run(const Case &a, const Tensor &x, std::int64_t threads, const au
     f.groups = a.groups(), f.order = pointer(a.order), f.offsets = pointer(a.offsets);
     f.tracked_weight = pointer(a.tracked);
     f.running_center = pointer(a.running_center), f.running_spread = pointer(a.running_spread);
+    f.residual = a.residual ? a.residual->data() : nullptr, f.relu = a.relu;
     f.momentum = a.momentum, f.unbiased = a.unbiased;
     if (!a.moving_center.empty()) f.moving_center = r.moving_center.data(), f.moving_spread = r.moving_spread.data();
     if (noted) {
