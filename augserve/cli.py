@@ -185,6 +185,10 @@ def export(
     precision: Annotated[
         str, typer.Option(help="float32, float16 (statistics stay float32) or int8 (mode tracked alone).")
     ] = "float32",
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="A further image size that the file takes, such as 48x48; repeat for more."),
+    ] = None,
     verify: Annotated[
         Path | None, typer.Option(help="Write nothing: run the parity report on this file of the run.")
     ] = None,
@@ -219,6 +223,7 @@ def export(
             manifest=trained.describe(),
             native=cast(Native, native),
             precision=cast(Precision, precision),
+            sizes=[_size(text) for text in size or []],
             validation=None if precision == "float32" else trained.validation_rows(),
         )
     console.show_parity(report.checks)
@@ -228,6 +233,14 @@ def export(
         console.out.print(f"{verify} answers as the network of {run} does (mode {report.mode})")
     else:
         console.out.print(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB, mode {report.mode})")
+
+
+def _size(text: str) -> tuple[int, int]:
+    try:
+        height, width = (int(number) for number in text.lower().split("x"))
+    except ValueError:
+        raise ConfigurationError(f"expected an image size such as 48x48, height x width; got {text!r}") from None
+    return height, width
 
 
 @app.command()

@@ -80,11 +80,38 @@ class Accuracy(_Schema):
     float32: float
 
 
+class TensorSpec(_Schema):
+    """An input or output of a converted file; dtype is NumPy's name.
+
+    shape leaves out the axis of the rows, and has null where any size is taken. An input without rows is an option
+    of the whole run.
+    """
+
+    name: str
+    dtype: str
+    shape: list[Annotated[int, Field(ge=0)] | None]
+    rows: bool = True
+
+
+class Source(_Schema):
+    """The file that a converted one was made of."""
+
+    file: str
+    sha256: str
+    producer: str
+    opset: int
+
+
 class Manifest(_Schema):
     """The whole document.
 
-    shape is that of one row, without the batch dimension (C, H, W). default_mode is what an adaptive file is
-    asked for when a request says nothing; the other files have one mode only.
+    shape is that of one row, without the batch dimension (C, H, W); sizes are all (H, W) that a file of several
+    image sizes takes, shape's first. default_mode is what an adaptive file is asked for when a request says nothing;
+    the other files have one mode only.
+
+    inputs, outputs and source are those of a converted file, which keeps the names that it came with; an exported
+    one has none of them. A converted file has a shape where its one input is float32 of fixed size, and classes
+    where its one output is float32 (N, K).
     """
 
     format_version: int = FORMAT_VERSION
@@ -93,6 +120,7 @@ class Manifest(_Schema):
     architecture: str
     classes: list[str]
     shape: list[Annotated[int, Field(ge=1)]]
+    sizes: list[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]] = []
     preprocessing: Preprocessing | None = None
     norms: list[NormLayer] = []
     opset: int
@@ -103,11 +131,19 @@ class Manifest(_Schema):
     precision: Precision = "float32"
     accuracy: Accuracy | None = None
     parity: list[ParityCheck] = []
+    inputs: list[TensorSpec] = []
+    outputs: list[TensorSpec] = []
+    source: Source | None = None
 
     @property
     def modes(self) -> tuple[str, ...]:
         """The statistics modes that a request may ask this file for."""
         return ("tracked", "batch", "blend") if self.mode == "adaptive" else (self.mode,)
+
+    @property
+    def shapes(self) -> list[list[int]]:
+        """The shapes that a row may have."""
+        return [[self.shape[0], *size] for size in self.sizes] if self.sizes else [self.shape]
 
     @property
     def min_positions(self) -> int:

@@ -15,11 +15,12 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from augserve.errors import InputError, ModelFileError, unknown_choice
-from augserve.manifest import METADATA_KEY, Manifest, parse_manifest
-from augserve.runtime_native import Kernels, Native, register
+from augserve.manifest import METADATA_KEY, Manifest, TensorSpec, parse_manifest
+from augserve.runtime_native import CUDA, Kernels, Native, register
 from augserve.seal import check_seal
 
 ADAPTIVE_INPUTS = ("input", "group", "tracked_weight")
+_ORT_TYPES = {"float32": "float", "float64": "double"}  # the others have NumPy's names
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 
 _kernels: WeakKeyDictionary[ort.InferenceSession, Kernels] = WeakKeyDictionary()
@@ -63,18 +64,34 @@ def open_session(
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from None
     check_seal(content, path)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised, not printed
-    options.intra_op_num_threads = threads
+    options = _options(threads)
     kernels = register(options, chosen, native, library)
     try:
-        session = ort.InferenceSession(content, options, providers=chosen)
-    except Exception as error:  # ONNX Runtime's exceptions share no base class but this
-        reason = str(error).strip().splitlines()[0][:200]
-        raise ModelFileError(f"{path}: not an ONNX file that can be run ({reason})") from None
+        session = _started(content, options, chosen, path)
+    except ModelFileError:
+        if kernels.library is None or CUDA not in chosen or native == "on":
+            raise
+        # Where the CUDA provider did not start, its operators hide the functions that the CPU could run.
+        session = _started(content, _options(threads), chosen, path)
+        kernels = Kernels(None, f"the session does not start with {kernels.library}; is there a CUDA device?")
     _check_graph(session, read_manifest(session, path), path)
     _kernels[session] = kernels
     return session
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised, not printed
+    options.intra_op_num_threads = threads
+    return options
+
+
+def _started(content: bytes, options: ort.SessionOptions, providers: list[str], path: Path) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(content, options, providers=providers)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but this
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ModelFileError(f"{path}: not an ONNX file that can be run ({reason})") from None
 
 
 def kernels_of(session: ort.InferenceSession) -> Kernels:
@@ -115,12 +132,15 @@ def run_rows(
         The logits, float32 (N, K).
     """
     n = len(rows)
-    feed: dict[str, npt.NDArray[np.generic]] = {"input": rows}
-    names = {node.name for node in session.get_inputs()}
+    names = [node.name for node in session.get_inputs()]
+    own = [name for name in names if name not in ADAPTIVE_INPUTS[1:]]
+    if len(own) != 1:
+        raise InputError(f"expected a file with one input; this one takes {', '.join(own)}: call the session's run")
+    feed: dict[str, npt.NDArray[np.generic]] = {own[0]: rows}
     if "group" in names:
         feed["group"] = np.zeros(n, np.int64) if group is None else group
         feed["tracked_weight"] = np.ones(n, np.float32) if tracked_weight is None else tracked_weight
-    logits: npt.NDArray[np.float32] = session.run(["logits"], feed)[0]
+    logits: npt.NDArray[np.float32] = session.run([session.get_outputs()[0].name], feed)[0]
     return logits
 
 
@@ -130,14 +150,15 @@ def check_rows(rows: npt.ArrayLike, manifest: Manifest) -> npt.NDArray[np.float3
     Raises:
         InputError: another shape, values that are not numbers, or NaN or inf.
     """
-    expected = "(N, " + ", ".join(str(size) for size in manifest.shape) + ")"
+    shapes = manifest.shapes
+    expected = " or ".join("(N, " + ", ".join(map(str, shape)) + ")" for shape in shapes)
     try:
         array = np.asarray(rows)
     except ValueError:
         raise InputError(f"expected rows of equal shape {expected}; got rows of different shapes") from None
     if array.dtype.kind not in "fiu":
         raise InputError(f"expected rows of numbers, shape {expected}; got values of type {array.dtype}")
-    if array.ndim != len(manifest.shape) + 1 or list(array.shape[1:]) != manifest.shape:
+    if list(array.shape[1:]) not in shapes:
         came = "(" + ", ".join(str(size) for size in array.shape) + ")"
         raise InputError(f"expected rows of shape {expected}; got {came}")
     if len(array) == 0:
@@ -153,6 +174,9 @@ def check_rows(rows: npt.ArrayLike, manifest: Manifest) -> npt.NDArray[np.float3
 
 def _check_graph(session: ort.InferenceSession, manifest: Manifest, path: Path) -> None:
     """Refuse a file whose graph is not what its manifest says."""
+    if manifest.inputs:
+        _check_converted(session, manifest, path)
+        return
     inputs = {node.name: node for node in session.get_inputs()}
     expected = ADAPTIVE_INPUTS if manifest.mode == "adaptive" else ADAPTIVE_INPUTS[:1]
     if tuple(inputs) != expected:
@@ -160,7 +184,10 @@ def _check_graph(session: ort.InferenceSession, manifest: Manifest, path: Path) 
             f"{path}: its manifest promises mode {manifest.mode} with inputs {', '.join(expected)}; "
             f"the graph has {', '.join(inputs)}; export the file again"
         )
-    _check_tensor(path, inputs["input"], "tensor(float)", manifest.shape)
+    several: list[int | str] = [*manifest.shape[:1], "H", "W"]
+    _check_tensor(path, inputs["input"], "tensor(float)", several if manifest.sizes else manifest.shape)
+    if manifest.sizes and manifest.shape[1:] != list(manifest.sizes[0]):
+        raise ModelFileError(f"{path}: its manifest gives shape {manifest.shape} and other sizes {manifest.sizes}")
     if manifest.mode == "adaptive":
         _check_tensor(path, inputs["group"], "tensor(int64)", [])
         _check_tensor(path, inputs["tracked_weight"], "tensor(float)", [])
@@ -175,9 +202,42 @@ def _check_graph(session: ort.InferenceSession, manifest: Manifest, path: Path) 
             raise ModelFileError(f"{path}: its preprocessing does not make rows of shape {manifest.shape}")
 
 
-def _check_tensor(path: Path, node: ort.NodeArg, dtype: str, shape: list[int]) -> None:
+def _check_converted(session: ort.InferenceSession, manifest: Manifest, path: Path) -> None:
+    """Refuse a converted file whose inputs and outputs, in this order, are not what its manifest says."""
+    own = (
+        TensorSpec(name=ADAPTIVE_INPUTS[1], dtype="int64", shape=[]),
+        TensorSpec(name=ADAPTIVE_INPUTS[2], dtype="float32", shape=[]),
+    )
+    for kind, nodes, specs in (
+        ("inputs", session.get_inputs(), [*manifest.inputs, *own]),
+        ("outputs", session.get_outputs(), manifest.outputs),
+    ):
+        came = [
+            (node.name, node.type, [size if isinstance(size, int) else None for size in node.shape])
+            for node in nodes
+        ]
+        promised = [
+            (
+                spec.name,
+                f"tensor({_ORT_TYPES.get(spec.dtype, spec.dtype)})",
+                [None, *spec.shape] if spec.rows else spec.shape,
+            )
+            for spec in specs
+        ]
+        if came != promised:
+            raise ModelFileError(
+                f"{path}: its manifest promises {kind} {promised}; the graph has {came}; convert the file again"
+            )
+
+
+def _check_tensor(path: Path, node: ort.NodeArg, dtype: str, shape: Sequence[int | str]) -> None:
     """Refuse an input or output that is not of this type and shape (N, *shape) with any number of rows N."""
-    if node.type != dtype or not node.shape or isinstance(node.shape[0], int) or list(node.shape[1:]) != shape:
+    if (
+        node.type != dtype
+        or not node.shape
+        or isinstance(node.shape[0], int)
+        or list(node.shape[1:]) != list(shape)
+    ):
         expected = ", ".join(["N", *map(str, shape)])
         raise ModelFileError(
             f"{path}: its manifest promises {node.name} as {dtype} ({expected}), any N; the graph has {node.type} "

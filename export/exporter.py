@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import onnxruntime as ort
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.nn import functional
 
 import augserve
 from augserve.errors import ExportError, InputError, unknown_choice
@@ -24,9 +25,10 @@ from augserve.export.fuse import fuse_endings
 from augserve.export.operators import OPSET
 from augserve.export.parity import ParityReport, compare, compare_accuracy
 from augserve.export.precision import check_precision, converted
+from augserve.export.sizes import Size, merge_sizes
 from augserve.export.trace import refuse_what_cannot_be_exported, trace
 from augserve.files import write_atomic
-from augserve.manifest import FILE_MODES, METADATA_KEY, FileMode, Manifest, NormLayer, Precision
+from augserve.manifest import FILE_MODES, METADATA_KEY, FileMode, Manifest, NormLayer, ParityCheck, Precision
 from augserve.norms import norm_layers
 from augserve.norms.modes import evaluating
 from augserve.norms.symbolic import DOMAIN
@@ -47,6 +49,7 @@ def export_onnx(
     native: Native = "auto",
     precision: Precision = "float32",
     validation: tuple[Tensor, Tensor] | None = None,
+    sizes: Sequence[tuple[int, int]] = (),
 ) -> ParityReport:
     """Export a network and prove that the file answers as the network does.
 
@@ -63,6 +66,8 @@ def export_onnx(
             activations are those of the example).
         validation: rows (N, C, H, W) and labels int64 (N,) that the network was not trained on: with them the
             manifest of a float16 or int8 file tells its accuracy beside that of float32.
+        sizes: image sizes (H, W) that the file takes beside the example's, in float32. Each has its own network of
+            operators, weights are shared; the report is about the example in each of them.
 
     Returns:
         The parity report, which the file's manifest holds as well.
@@ -88,16 +93,20 @@ def export_onnx(
         raise ExportError(f"{path.parent}: no such folder to write {path.name} into")
     refuse_what_cannot_be_exported(model, mode)
     with evaluating(model):
-        norms, classes = _look(model, example)
+        examples = _in_sizes(example, sizes, precision)
+        norms, classes = _look_at_all(model, examples)
         given = {**(manifest or {}), "precision": precision}
+        if len(examples) > 1:
+            given["sizes"] = list(examples)
         description = _describe(model, mode, norms, classes, tuple(example.shape[1:]), given)
-        float32 = _finish(trace(model, example, mode), mode, description)
+        models = {size: _finish(trace(model, rows, mode), mode, description) for size, rows in examples.items()}
+        float32 = next(iter(models.values())) if len(models) == 1 else _merged(models)
         proto = converted(float32, precision, example.numpy())
         del proto.graph.value_info[:]  # shapes between, which runtimes infer by themselves
         with tempfile.TemporaryDirectory() as folder:
             sessions = _sessions(proto, Path(folder) / path.name, native if proto.functions else "off")
             min_rows = rows_with_own_statistics(description)
-            report = compare(model, sessions, example, mode, min_rows, precision)
+            report = _compare_all(model, sessions, examples, mode, min_rows, precision)
             accuracy = None
             if precision != "float32" and validation is not None:
                 whole = _sessions(float32, Path(folder) / "float32.onnx", "off")
@@ -146,6 +155,58 @@ def _sessions(proto: onnx.ModelProto, path: Path, native: Native) -> dict[bool, 
         if kernels_of(session).library is not None:
             sessions[True] = session
     return sessions
+
+
+def _in_sizes(example: Tensor, sizes: Sequence[tuple[int, int]], precision: Precision) -> dict[Size, Tensor]:
+    """Return the example, and what it is in each further size."""
+    if not sizes:
+        return {(0, 0): example}
+    if precision != "float32":
+        raise ExportError(f"a file of several image sizes is written in float32 only; got precision {precision!r}")
+    if not isinstance(example, Tensor) or example.ndim != 4:
+        raise InputError("sizes are those of images: expected an example (N, C, H, W)")
+    examples: dict[Size, Tensor] = {(example.shape[2], example.shape[3]): example}
+    for height, width in sizes:
+        if height < 1 or width < 1:
+            raise InputError(f"expected image sizes (H, W) of 1 or more; got {(height, width)}")
+        resized = functional.interpolate(example, (height, width), mode="bilinear", align_corners=False)
+        examples.setdefault((int(height), int(width)), resized)
+    return examples
+
+
+def _look_at_all(model: nn.Module, examples: Mapping[Size, Tensor]) -> tuple[list[NormLayer], int]:
+    """Run the example in every size: each layer's positions are those of the smallest."""
+    (norms, classes), *others = [_look(model, example) for example in examples.values()]
+    for more, _ in others:
+        fewest = {layer.name: layer.positions for layer in more}
+        norms = [
+            layer.model_copy(update={"positions": min(layer.positions, fewest.get(layer.name, layer.positions))})
+            for layer in norms
+        ]
+    return norms, classes
+
+
+def _merged(models: Mapping[Size, onnx.ModelProto]) -> onnx.ModelProto:
+    merged = merge_sizes(models)
+    onnx.checker.check_model(merged, full_check=True)
+    return merged
+
+
+def _compare_all(
+    model: nn.Module,
+    sessions: Mapping[bool, ort.InferenceSession],
+    examples: Mapping[Size, Tensor],
+    mode: FileMode,
+    min_rows: int,
+    precision: Precision,
+) -> ParityReport:
+    """Return one report about the example in every size."""
+    checks: list[ParityCheck] = []
+    for (height, width), example in examples.items():
+        report = compare(model, sessions, example, mode, min_rows, precision)
+        names = f", {height} x {width}" if len(examples) > 1 else ""
+        checks += [check.model_copy(update={"name": check.name + names}) for check in report.checks]
+    return ParityReport(mode, tuple(checks))
 
 
 def _look(model: nn.Module, example: Tensor) -> tuple[list[NormLayer], int]:

@@ -14,11 +14,12 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import nn
 
-from augserve.errors import ExportError
-from augserve.export import export_onnx
+from augserve.errors import ExportError, InputError
+from augserve.export import export_onnx, open_session
 from augserve.export.sizes import merge_sizes
+from augserve.models import build_model
 from augserve.norms import AugNorm2d, use_statistics
-from augserve.runtime import run_rows
+from augserve.runtime import check_rows, read_manifest, run_rows
 from augserve.statistics import Statistics
 from tests.export.conftest import small_network
 from tests.export.test_conv_norm import Residual, drawn, exported, random
@@ -43,6 +44,31 @@ def merged() -> Merged:
     model = merge_sizes(models)
     onnx.checker.check_model(model, full_check=True)
     return network, models, model
+
+
+def test_a_file_of_several_sizes_is_exported_and_checks_what_it_is_given(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = build_model("resnet20", norm="aug", conv_norm=True)
+    example = torch.randn(6, 3, 16, 16)
+    network(example)
+    path = tmp_path / "m.onnx"
+    report = export_onnx(network.eval(), path, example=example, sizes=[(24, 20)])
+    assert {check.name.partition("rows, ")[2] for check in report.checks if "rows" in check.name} == {
+        "16 x 16",
+        "24 x 20",
+    }
+    manifest = read_manifest(open_session(path))
+    assert (manifest.shape, manifest.sizes) == ([3, 16, 16], [(16, 16), (24, 20)])
+    images = torch.randn(5, 3, 24, 20)
+    with torch.no_grad(), use_statistics(network, Statistics("batch")):
+        expected = network(images).numpy()
+    answer = run_rows(open_session(path), images.numpy(), None, np.zeros(5, np.float32))
+    np.testing.assert_allclose(answer, expected, atol=PARITY)
+    assert check_rows(images.numpy(), manifest).shape == images.shape
+    with pytest.raises(InputError, match=r"\(N, 3, 16, 16\) or \(N, 3, 24, 20\); got \(2, 3, 20, 24\)"):
+        check_rows(np.zeros((2, 3, 20, 24)), manifest)
+    with pytest.raises(ExportError, match="in float32 only"):
+        export_onnx(network, path, example=example, sizes=[(24, 20)], precision="float16")
 
 
 @pytest.mark.parametrize("size", SIZES)
