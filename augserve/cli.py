@@ -88,8 +88,8 @@ def train(
     model: Annotated[
         str,
         typer.Option(
-            help="Network: resnet20, resnet38, resnet50-cifar, resnet18, vgg11, vgg16, vgg19, mobilenet-v2, densenet121, "
-            "efficientnet-b0."
+            help="Network: resnet20, resnet38, resnet50-cifar, resnet18, vgg11, vgg16, vgg19, mobilenet-v2, "
+            "densenet121, efficientnet-b0."
         ),
     ] = "resnet20",
     norm: Annotated[

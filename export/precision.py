@@ -146,6 +146,7 @@ def _to_int8(model: onnx.ModelProto, rows: npt.NDArray[np.float32]) -> onnx.Mode
     import tempfile
 
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.registry import QDQRegistry
 
     class Rows(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -157,10 +158,19 @@ def _to_int8(model: onnx.ModelProto, rows: npt.NDArray[np.float32]) -> onnx.Mode
 
     copy = onnx.ModelProto()  # the tensors of what it is given are moved elsewhere
     copy.CopyFrom(model)
+    kinds = sorted(
+        {*QDQRegistry} - {"MatMul"}
+    )  # a spectrum (ConvNorm2d) spans more than 8 bits; linear layers are Gemm
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
         quantize_static(
-            copy, path, Rows(), per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8
+            copy,
+            path,
+            Rows(),
+            per_channel=True,
+            op_types_to_quantize=kinds,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
         )
         return onnx.load(path)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from augserve.errors import ConfigurationError, ExportError
 from augserve.export import export_onnx, parity, verify_onnx
 from augserve.export.precision import converted
+from augserve.models import build_model
 from augserve.norms import AugNorm2d, BatchNorm2d, RobustNorm2d, use_statistics
 from augserve.norms.symbolic import DOMAIN
 from augserve.runtime import open_session, read_manifest, run_rows
@@ -111,3 +112,19 @@ def test_float32_is_left_as_it_is(rows: Tensor, tmp_path: Path) -> None:
     export_onnx(small_network(AugNorm2d), tmp_path / "m.onnx", example=rows)
     model = onnx.load(tmp_path / "m.onnx")
     assert converted(model, "float32", rows.numpy()) is model
+
+
+def test_int8_leaves_the_spectra_of_conv_norm_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = build_model("resnet20", norm="batch", conv_norm=True)
+    rows = torch.randn(16, 3, 16, 16)
+    network(rows)
+    path = tmp_path / "m.onnx"
+    report = export_onnx(network.eval(), path, example=rows, mode="tracked", precision="int8")
+    assert max(check.max_relative_difference for check in report.checks) < 0.25
+    graph = onnx.load(path).graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert {
+        types[name] for node in graph.node if node.op_type == "MatMul" for name in node.input if name in types
+    } <= {FLOAT}
+    assert weights_of(path, "Conv") == {INT8}
