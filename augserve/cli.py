@@ -19,7 +19,8 @@ import typer
 import augserve
 from augserve import console
 from augserve.cli_bench import bench
-from augserve.errors import AugserveError, ConfigurationError, InputError, ModelFileError
+from augserve.cli_convert import convert
+from augserve.errors import AugserveError, ConfigurationError, InputError, ModelFileError, unknown_choice
 
 if TYPE_CHECKING:
     from augserve.service import PredictSettings
@@ -189,6 +190,7 @@ def export(
         list[str] | None,
         typer.Option(help="A further image size that the file takes, such as 48x48; repeat for more."),
     ] = None,
+    opset: Annotated[int, typer.Option(help="Of the standard operators: 18 or newer.")] = 18,
     verify: Annotated[
         Path | None, typer.Option(help="Write nothing: run the parity report on this file of the run.")
     ] = None,
@@ -205,12 +207,14 @@ def export(
     from typing import cast
 
     from augserve.export import export_onnx, verify_onnx
-    from augserve.manifest import FileMode, Precision
+    from augserve.manifest import FILE_MODES, FileMode, Precision
     from augserve.runtime_native import Native
     from augserve.training import load_run
 
     if (path is None) == (verify is None):
-        raise ConfigurationError("expected one of the .onnx file to write and --verify FILE")
+        raise typer.BadParameter("expected the .onnx file to write, or --verify FILE")
+    if mode not in FILE_MODES:
+        raise unknown_choice("file mode", mode, FILE_MODES)
     trained = load_run(run)
     if path is None:
         report = verify_onnx(trained.model, verify or Path(), example=trained.examples, native=cast(Native, native))
@@ -222,6 +226,7 @@ def export(
             mode=cast(FileMode, mode),
             manifest=trained.describe(),
             native=cast(Native, native),
+            opset=opset,
             precision=cast(Precision, precision),
             sizes=[_size(text) for text in size or []],
             validation=None if precision == "float32" else trained.validation_rows(),
@@ -420,6 +425,7 @@ def _predict_here(
     return dict(predictor.predict(np.stack(rows), settings))
 
 
+app.command()(convert)
 app.add_typer(bench)
 
 if __name__ == "__main__":

@@ -88,10 +88,10 @@ class TrainingDisplay:
         )
 
 
-def show_parity(checks: Sequence[ParityCheck]) -> None:
+def show_parity(checks: Sequence[ParityCheck], title: str = "torch against ONNX Runtime") -> None:
     """Print a parity report as a table."""
-    title = "torch against ONNX Runtime"
-    table = Table("check", "rows", "norms", "max |difference|", "relative", "same top 1", "repeats", title=title)
+    name = Column("check", min_width=22, overflow="fold")
+    table = Table(name, "rows", "norms", "max |diff|", "relative", "top 1", "repeats", title=title)
     for check in checks:
         table.add_row(
             check.name,
@@ -121,8 +121,16 @@ def show_manifest(name: str, manifest: Manifest, kernels: Kernels) -> None:
         phi = f" (phi {layer.options['phi']:g})" if "phi" in layer.options else ""
         kinds[layer.kind + phi] = kinds.get(layer.kind + phi, 0) + 1
     classes = ", ".join(manifest.classes[:12]) + (", ..." if len(manifest.classes) > 12 else "")
+    made_of = [("made of", f"{manifest.source.file} ({manifest.source.producer})")] if manifest.source else []
+    tensors = [
+        (kind, ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in specs))
+        for kind, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs))
+        if specs
+    ]
     for key, value in (
         ("file", name),
+        *made_of,
+        *tensors,
         ("architecture", manifest.architecture),
         ("file mode", manifest.mode),
         ("statistics modes", ", ".join(manifest.modes)),
@@ -142,7 +150,8 @@ def show_manifest(name: str, manifest: Manifest, kernels: Kernels) -> None:
     if manifest.accuracy is not None:
         show_accuracy(manifest.precision, manifest.accuracy)
     if manifest.parity:
-        show_parity(manifest.parity)
+        converted = "the original against the converted file"
+        show_parity(manifest.parity, *([converted] if manifest.source else []))
 
 
 def show_installation(installation: Installation) -> None:
