@@ -15,6 +15,8 @@ from augserve.models import build_model
 from augserve.native import find_library
 from augserve.runtime import run_rows
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_mode_of_every_file_takes_part() -> None:
     table = measure_files(rows=[2], rounds=1)

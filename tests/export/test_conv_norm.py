@@ -26,6 +26,8 @@ from augserve.norms.symbolic import DOMAIN
 from tests.norms.conv_oracle import CONVOLUTIONS, NORMS, Array, build, dense, random
 from tests.tolerances import KERNEL, PARITY
 
+pytestmark = pytest.mark.slow
+
 
 class Side(nn.Module):
     """Layers side by side: each one's output as one row."""

@@ -19,6 +19,8 @@ from augserve.export.convert_rows import follow
 from tests.export.batch_axis_cases import KEPT, MIXED
 from tests.export.foreign import Shapes, in_order, network
 
+pytestmark = pytest.mark.slow
+
 INPUTS = {
     "x": "float[n, 3, 4, 4] x",
     "v": "float[n, 6] v",

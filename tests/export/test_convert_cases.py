@@ -23,6 +23,8 @@ from augserve.service import Predictor
 from tests.export import foreign
 from tests.export.foreign import BN, close, expected, network, norm, small, write
 
+pytestmark = pytest.mark.slow
+
 
 def test_float16_networks_have_float32_statistics(tmp_path: Path) -> None:
     original, target = write(tmp_path / "half.onnx", foreign.half()), tmp_path / "out.onnx"

@@ -27,6 +27,8 @@ from augserve.runtime import open_session, read_manifest
 from tests.export.foreign import close, expected
 from tests.tolerances import GROUP_ALONE
 
+pytestmark = pytest.mark.slow
+
 LONG = ("Paddle2ONNX, opset 12, attention", "batch")  # takes long, and shows what the other norm does
 CACHE = Path(tempfile.gettempdir()) / "augserve-published"
 GROUP = np.array([0, 1, 0, 1, 1, 2, 3, 3, 4, 4], np.int64)

@@ -18,6 +18,8 @@ from augserve.models.mobilenet_v2 import InvertedResidual, relu6
 from augserve.norms import BatchNorm2d
 from tests.tolerances import PARITY
 
+pytestmark = pytest.mark.slow
+
 
 def mobile() -> nn.Module:
     block = InvertedResidual(8, 8, 1, 6, BatchNorm2d, 3, relu6)

@@ -10,6 +10,8 @@ from augserve.errors import ConfigurationError
 from augserve.models import build_model, list_models
 from augserve.norms import ConvNorm2d, list_norms
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("resnet20", "resnet38", "resnet50-cifar")  # ONI of the others' weights takes seconds
 CASES = [(name, norm) for name in list_models() for norm in list_norms() if norm != "oni" or name in SMALL]
 BARE = ("none", "oni", "spectral")  # no activation is normalized: in deep networks gradients may come to 0
