@@ -7,23 +7,36 @@ read by everything that opens the file. A change of meaning raises FORMAT_VERSIO
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from augserve.errors import ModelFileError
 
 METADATA_KEY = "augserve"
 FORMAT_VERSION = 1
 UNSEALED = "0" * 64
+MAX_CHARACTERS = 2**24  # of the document; one with 21,000 classes has half a million
 
 FileMode = Literal["tracked", "batch", "adaptive"]
 Precision = Literal["float32", "float16", "int8"]
 FILE_MODES: tuple[str, ...] = ("adaptive", "batch", "tracked")
+_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class _Schema(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @field_validator("*")
+    @classmethod
+    def _printable(cls, value: object) -> object:
+        """Refuse names that would write over other lines of a terminal, or steer it."""
+        for text in _texts(value):
+            if found := _STEERING.search(text):
+                raise ValueError(f"expected text of one line without control characters; got {found.group()!r}")
+        return value
 
 
 class NormLayer(_Schema):
@@ -106,8 +119,8 @@ class Manifest(_Schema):
     """The whole document.
 
     shape is that of one row, without the batch dimension (C, H, W); sizes are all (H, W) that a file of several
-    image sizes takes, shape's first. default_mode is what an adaptive file is asked for when a request says nothing;
-    the other files have one mode only.
+    image sizes takes, shape's first. default_mode is what an adaptive file is asked for when a request says
+    nothing; the other files have one mode only.
 
     inputs, outputs and source are those of a converted file, which keeps the names that it came with; an exported
     one has none of them. A converted file has a shape where its one input is float32 of fixed size, and classes
@@ -155,8 +168,10 @@ def parse_manifest(text: str, path: object) -> Manifest:
     """Read the JSON document of the file at `path`; the path is only named in errors.
 
     Raises:
-        ModelFileError: not valid, or of a newer format.
+        ModelFileError: not valid, too long, or of a newer format.
     """
+    if len(text) > MAX_CHARACTERS:
+        raise ModelFileError(f"{path}: expected a manifest of at most {MAX_CHARACTERS} characters; got {len(text)}")
     _refuse_newer(text, path)
     try:
         return Manifest.model_validate_json(text)
@@ -166,6 +181,18 @@ def parse_manifest(text: str, path: object) -> Manifest:
         raise ModelFileError(
             f"{path}: its manifest is damaged ({where}: {first['msg']}); export the file again"
         ) from None
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield the texts of a field: its value, or those in its list or table."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for entry in value.items():
+            yield from _texts(entry)
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from _texts(entry)
 
 
 def _refuse_newer(text: str, path: object) -> None:

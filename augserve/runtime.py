@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from augserve.contents import check_contents
 from augserve.errors import InputError, ModelFileError, unknown_choice
 from augserve.manifest import METADATA_KEY, Manifest, TensorSpec, parse_manifest
 from augserve.runtime_native import CUDA, Kernels, Native, register
@@ -22,6 +24,8 @@ from augserve.seal import check_seal
 ADAPTIVE_INPUTS = ("input", "group", "tracked_weight")
 _ORT_TYPES = {"float32": "float", "float64": "double"}  # the others have NumPy's names
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
+MAX_BYTES = 2**31 - 1  # of a message of Protocol Buffers
+MAX_ROW_VALUES = 2**28  # 1 GiB
 
 _kernels: WeakKeyDictionary[ort.InferenceSession, Kernels] = WeakKeyDictionary()
 
@@ -59,11 +63,16 @@ def open_session(
     for provider in chosen:
         if provider not in ort.get_available_providers():
             raise unknown_choice("execution provider", provider, ort.get_available_providers())
+    if path.stat().st_size > MAX_BYTES:
+        raise ModelFileError(
+            f"{path}: expected at most {MAX_BYTES} bytes, as ONNX files have; got {path.stat().st_size}"
+        )
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from None
     check_seal(content, path)
+    check_contents(content, path)
     options = _options(threads)
     kernels = register(options, chosen, native, library)
     try:
@@ -74,7 +83,10 @@ def open_session(
         # Where the CUDA provider did not start, its operators hide the functions that the CPU could run.
         session = _started(content, _options(threads), chosen, path)
         kernels = Kernels(None, f"the session does not start with {kernels.library}; is there a CUDA device?")
-    _check_graph(session, read_manifest(session, path), path)
+    try:
+        _check_graph(session, read_manifest(session, path), path)
+    except UnicodeDecodeError:
+        raise ModelFileError(f"{path}: a name in its graph is damaged (not UTF-8); export the file again") from None
     _kernels[session] = kernels
     return session
 
@@ -83,14 +95,18 @@ def _options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised, not printed
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # not what the bytes may look like
     return options
 
 
 def _started(content: bytes, options: ort.SessionOptions, providers: list[str], path: Path) -> ort.InferenceSession:
     try:
-        return ort.InferenceSession(content, options, providers=providers)
+        fall_back = providers != list(
+            DEFAULT_PROVIDERS
+        )  # ONNX Runtime's own, which prints; from the CPU to the CPU
+        return ort.InferenceSession(content, options, providers=providers, enable_fallback=int(fall_back))
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ModelFileError(f"{path}: not an ONNX file that can be run ({reason})") from None
 
 
@@ -177,6 +193,10 @@ def _check_graph(session: ort.InferenceSession, manifest: Manifest, path: Path) 
     if manifest.inputs:
         _check_converted(session, manifest, path)
         return
+    if math.prod(manifest.shape) > MAX_ROW_VALUES:
+        raise ModelFileError(
+            f"{path}: expected rows of at most {MAX_ROW_VALUES} values; its manifest promises {manifest.shape}"
+        )
     inputs = {node.name: node for node in session.get_inputs()}
     expected = ADAPTIVE_INPUTS if manifest.mode == "adaptive" else ADAPTIVE_INPUTS[:1]
     if tuple(inputs) != expected:

@@ -46,22 +46,30 @@ def check_seal(content: bytes, path: object) -> None:
     Raises:
         ModelFileError: there is no manifest with a seal, or the seal is broken.
     """
-    version = _VERSION.search(content)
-    if version and int(version.group(1)) > FORMAT_VERSION:
-        return  # what a newer manifest means, its reader says
     found = list(_SEAL.finditer(content))
+    if len(found) == 1 and found[0].group(1) == _digest(content, *found[0].span(1)):
+        return
+    newer = [int(version) for version in _VERSION.findall(content) if int(version) > FORMAT_VERSION]
+    if newer:  # whose digest may be another
+        raise ModelFileError(
+            f"{path}: manifest format {newer[0]} is newer than {FORMAT_VERSION}, the newest that is read here (or "
+            "the file is damaged); upgrade augserve"
+        )
     if not found:
         raise ModelFileError(
             f"{path}: no whole augserve manifest in it: not an ONNX file, one without an augserve manifest, or one "
             "that was cut short; `augserve export` writes such files"
         )
+    raise ModelFileError(
+        f"{path}: damaged, or changed since it was exported (its bytes are not those that its digest is of); "
+        "export the file again"
+    )
+
+
+def _digest(content: bytes, begin: int, end: int) -> bytes:
+    """Return the digest of a file whose seal stands from begin to end."""
     digest = hashlib.sha256()
-    begin, end = found[0].span(1)
     view = memoryview(content)
     for part in (view[:begin], UNSEALED.encode(), view[end:]):
         digest.update(part)
-    if len(found) != 1 or digest.hexdigest().encode() != found[0].group(1):
-        raise ModelFileError(
-            f"{path}: damaged, or changed since it was exported (its bytes are not those that its digest is of); "
-            "export the file again"
-        )
+    return digest.hexdigest().encode()

@@ -23,6 +23,7 @@ from augserve.export.fold import lower_tracked
 from augserve.export.functions import functions_of
 from augserve.export.fuse import fuse_endings
 from augserve.export.operators import OPSET
+from augserve.export.opsets import check_opset, ir_version_for
 from augserve.export.parity import ParityReport, compare, compare_accuracy
 from augserve.export.precision import check_precision, converted
 from augserve.export.sizes import Size, merge_sizes
@@ -36,8 +37,6 @@ from augserve.runtime import check_rows, kernels_of, open_session, read_manifest
 from augserve.runtime_native import Native
 from augserve.seal import seal
 
-IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
-
 
 def export_onnx(
     model: nn.Module,
@@ -50,6 +49,7 @@ def export_onnx(
     precision: Precision = "float32",
     validation: tuple[Tensor, Tensor] | None = None,
     sizes: Sequence[tuple[int, int]] = (),
+    opset: int = OPSET,
 ) -> ParityReport:
     """Export a network and prove that the file answers as the network does.
 
@@ -68,6 +68,7 @@ def export_onnx(
             manifest of a float16 or int8 file tells its accuracy beside that of float32.
         sizes: image sizes (H, W) that the file takes beside the example's, in float32. Each has its own network of
             operators, weights are shared; the report is about the example in each of them.
+        opset: of the standard operators, from 18 to the newest that the installed onnx and onnxruntime read.
 
     Returns:
         The parity report, which the file's manifest holds as well.
@@ -75,7 +76,8 @@ def export_onnx(
     Raises:
         ConfigurationError: an unknown mode, precision or use of native operators; "on" without a library.
         InputError: an example that the network does not take.
-        ExportError: a layer that cannot be exported (named), or a parity check that failed; nothing is written.
+        ExportError: a layer that cannot be exported (named), an opset that cannot be written, or a parity check
+            that failed; nothing is written.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), augserve.norms.AugNorm2d(4), nn.Flatten(), nn.LazyLinear(2))
@@ -86,6 +88,7 @@ def export_onnx(
     if mode not in FILE_MODES:
         raise unknown_choice("file mode", mode, FILE_MODES)
     check_precision(precision, mode)
+    check_opset(opset)
     path = Path(path)
     if path.is_dir():
         raise ExportError(f"{path}: expected the name of a file to write; this is a folder")
@@ -95,11 +98,13 @@ def export_onnx(
     with evaluating(model):
         examples = _in_sizes(example, sizes, precision)
         norms, classes = _look_at_all(model, examples)
-        given = {**(manifest or {}), "precision": precision}
+        given = {**(manifest or {}), "precision": precision, "opset": opset}
         if len(examples) > 1:
             given["sizes"] = list(examples)
         description = _describe(model, mode, norms, classes, tuple(example.shape[1:]), given)
-        models = {size: _finish(trace(model, rows, mode), mode, description) for size, rows in examples.items()}
+        models = {
+            size: _finish(trace(model, rows, mode, opset), mode, description) for size, rows in examples.items()
+        }
         float32 = next(iter(models.values())) if len(models) == 1 else _merged(models)
         proto = converted(float32, precision, example.numpy())
         del proto.graph.value_info[:]  # shapes between, which runtimes infer by themselves
@@ -261,7 +266,6 @@ def _describe(
         "mode": mode,
         "shape": list(shape),
         "norms": norms,
-        "opset": OPSET,
         "versions": {
             "augserve": augserve.__version__,
             "torch": str(torch.__version__),
@@ -291,8 +295,9 @@ def _finish(traced: ir.Model, mode: FileMode, manifest: Manifest) -> onnx.ModelP
         fuse_endings(traced)
     lower_filters(traced)
     proto = ir.to_proto(traced)
-    proto.functions.extend(functions_of(node.op_type for node in traced.graph if node.domain == DOMAIN))
-    proto.ir_version = IR_VERSION
+    own = [node.op_type for node in traced.graph if node.domain == DOMAIN]
+    proto.functions.extend(functions_of(own, manifest.opset))
+    proto.ir_version = ir_version_for(proto.opset_import)
     proto.producer_name, proto.producer_version = "augserve", augserve.__version__
     del proto.metadata_props[:]
     for node in proto.graph.node:  # the tracer's notes on source lines, which name the exporter's machine

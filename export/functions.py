@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import onnx
 import onnx.parser
 
-from augserve.export.operators import ABOVE_2, ATTRIBUTES, BELOW_2, INPUTS, OPERATORS, function_body
+from augserve.export.operators import ABOVE_2, ATTRIBUTES, BELOW_2, INPUTS, OPERATORS, OPSET, function_body
 from augserve.norms.symbolic import DOMAIN, LEARNED
 
 ENDINGS = ("AddRelu", "Add", "Relu")
@@ -47,15 +47,28 @@ _ENDINGS = {
 }
 
 
-def functions_of(names: Iterable[str]) -> list[onnx.FunctionProto]:
-    """Return the functions that nodes of these operators need: theirs and those that theirs call, each once."""
+def functions_of(names: Iterable[str], opset: int = OPSET) -> list[onnx.FunctionProto]:
+    """Return the functions that nodes of these operators need: theirs and those that theirs call, each once.
+
+    The called come before their callers, as readers that build them one by one need it.
+    opset is that of the model: its standard operators and those in the functions are of one version.
+    """
     functions: dict[str, onnx.FunctionProto] = {}
-    waiting = sorted(set(names), reverse=True)
-    while waiting:
-        name = waiting.pop()
+
+    def add(name: str) -> None:
         if name not in functions:
-            functions[name] = function_body(name) if name in OPERATORS else _composed(name)
-            waiting += [node.op_type for node in functions[name].node if node.domain == DOMAIN]
+            function = function_body(name) if name in OPERATORS else _composed(name)
+            for node in function.node:
+                if node.domain == DOMAIN:
+                    add(node.op_type)
+            functions[name] = function
+
+    for name in sorted(set(names)):
+        add(name)
+    for function in functions.values():
+        for entry in function.opset_import:
+            if entry.domain != DOMAIN:
+                entry.version = opset
     return list(functions.values())
 
 

@@ -113,8 +113,8 @@ def traced(layer: ConvNorm2d, constants: Constants, x: Tensor, lengths: list[Pai
             for d in (0, 1):
                 x = x.index_select(d - 2, torch.tensor(_positions(start[d], stride[d], counts[d], size[d], True)))
             stride = (1, 1)
-        return F.conv2d(x, constants.weight, constants.shift, stride, zeros, 1, layer.groups)
-    weight = layer.weight if constants.weight is None else constants.weight
+        return F.conv2d(x, constants.weight.clone(), _copied(constants.shift), stride, zeros, 1, layer.groups)
+    weight = layer.weight if constants.weight is None else constants.weight.clone()
     before = layer.bias if layer.bias_position == "before" else None
     full = F.conv2d(x, weight, before, 1, zeros, layer.dilation, layer.groups)
     if r is None:
@@ -131,7 +131,12 @@ def traced(layer: ConvNorm2d, constants: Constants, x: Tensor, lengths: list[Pai
             taken.append(front + _positions(start[d], stride[d], counts[d], size[d], torus))
     y = _filter(full, constants, size, taken, None)
     step = stride if layer.affine_position == "before_crop" else 1
-    return F.conv2d(y, r, constants.shift, step, padding, 1, layer.out_channels)
+    return F.conv2d(y, r, _copied(constants.shift), step, padding, 1, layer.out_channels)
+
+
+def _copied(shift: Tensor | None) -> Tensor | None:
+    """Return a copy: of a convolution with constants themselves, torch says that it holds below 16 rows alone."""
+    return None if shift is None else shift.clone()
 
 
 def _filter(x: Tensor, constants: Constants, size: Pair, taken: list[list[int]], shift: Tensor | None) -> Tensor:

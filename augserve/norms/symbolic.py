@@ -4,8 +4,8 @@ While torch.onnx traces a network, each layer stands for the node
 
     y = augserve::NAME(x, weight, bias, running_mean, running_spread[, group, tracked_weight[, exponents]])
 
-group and tracked_weight are inputs of the graph, bound by `graph_inputs`; without them the node means tracked statistics.
-augserve.export gives the nodes their meaning.
+group and tracked_weight are inputs of the graph, bound by `graph_inputs`; without them the node means tracked
+statistics. augserve.export gives the nodes their meaning.
 """
 
 from __future__ import annotations

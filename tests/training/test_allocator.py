@@ -22,6 +22,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
 def test_freed_buffers_are_found_again() -> None:
     result = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
-    # Ten steps with eight buffers of 3,907 pages: 200,000 faults and more without the settings. Where the buffers lie
-    # when measuring begins is the allocator's affair: up to one step of them may be new.
+    # Ten steps with eight buffers of 3,907 pages: 200,000 faults and more without the settings. Where the buffers
+    # lie when measuring begins is the allocator's affair: up to one step of them may be new.
     assert int(result.stdout) < 40_000
