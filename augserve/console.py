@@ -118,7 +118,7 @@ def show_manifest(name: str, manifest: Manifest, kernels: Kernels) -> None:
     table = Table("", Column(overflow="fold"), show_header=False, box=None)
     kinds: dict[str, int] = {}
     for layer in manifest.norms:
-        phi = f" (phi {layer.options['phi']:g})" if "phi" in layer.options else ""
+        phi = f" (phi {float(layer.options['phi']):g})" if "phi" in layer.options else ""
         kinds[layer.kind + phi] = kinds.get(layer.kind + phi, 0) + 1
     classes = ", ".join(manifest.classes[:12]) + (", ..." if len(manifest.classes) > 12 else "")
     made_of = [("made of", f"{manifest.source.file} ({manifest.source.producer})")] if manifest.source else []
