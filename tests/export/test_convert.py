@@ -20,6 +20,8 @@ from tests.export import foreign
 from tests.export.foreign import Feed, close, expected, write
 from tests.tolerances import GROUP_ALONE
 
+pytestmark = pytest.mark.slow
+
 NORMS = {"batch": ("batch", 2.0), "aug": ("aug", 1.5), "median": ("aug", 1.0)}
 SOURCES: dict[str, Callable[[Path], ModelProto]] = {
     "torch, TorchScript, opset 11": lambda path: foreign.from_torch(path, 11, dynamo=False),

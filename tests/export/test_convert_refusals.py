@@ -16,6 +16,8 @@ from augserve.export.convert import convert_onnx
 from tests.export.batch_axis_cases import cases
 from tests.export.foreign import BN, in_order, small, write
 
+pytestmark = pytest.mark.slow
+
 
 def refused(tmp_path: Path, model: ModelProto, error: type[AugserveError] = ExportError, **options: object) -> str:
     source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"

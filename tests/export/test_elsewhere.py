@@ -20,6 +20,8 @@ from augserve.runtime import run_rows
 from tests.export.conftest import KINDS, small_network
 from tests.tolerances import PARITY
 
+pytestmark = pytest.mark.slow
+
 GROUP = np.array([0, 3, 2, 1, 0, 2, 2, 3, 0, 1], np.int64)
 WEIGHT = np.array([0, 1, 0.4, 0, 0, 0.4, 0.4, 1, 0, 0], np.float32)  # own statistics, tracked ones, a blend
 

@@ -20,6 +20,8 @@ from augserve.runtime import open_session, read_manifest, run_rows
 from augserve.statistics import Statistics
 from tests.export.conftest import small_network
 
+pytestmark = pytest.mark.slow
+
 FLOAT, FLOAT16, INT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8
 
 

@@ -20,6 +20,8 @@ from augserve.runtime import read_manifest, run_rows
 from tests.export.conftest import small_network
 from tests.tolerances import PARITY
 
+pytestmark = pytest.mark.slow
+
 NEWEST = newest_opset()
 FIXES_ROWS = "can be traced for some numbers N of rows"
 

@@ -25,6 +25,8 @@ from tests.export.conftest import small_network
 from tests.export.test_conv_norm import Residual, drawn, exported, random
 from tests.tolerances import KERNEL, PARITY
 
+pytestmark = pytest.mark.slow
+
 Array = np.ndarray[Any, Any]
 Merged = tuple[nn.Module, dict[tuple[int, int], ModelProto], ModelProto]
 SIZES = [(12, 10), (8, 8), (10, 12)]

@@ -35,6 +35,8 @@ from augserve.runtime import run_rows
 from augserve.statistics import Statistics
 from tests.tolerances import GROUP_ALONE, PARITY
 
+pytestmark = pytest.mark.slow
+
 GROUPS = (
     (7, Statistics("batch")),
     (2, Statistics("tracked")),
