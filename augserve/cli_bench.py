@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from augserve import console
-from augserve.errors import AugserveError, ConfigurationError, unknown_choice
+from augserve.cli_bench_serve import serve, shape_of
+from augserve.errors import AugserveError, unknown_choice
 
 if TYPE_CHECKING:
     from augserve.bench.median import MedianRow, MedianSummary
@@ -27,6 +28,7 @@ def _bench() -> None:
       augserve bench norms --zeros 0.3
       augserve bench networks
       augserve bench files --model resnet18
+      augserve bench serve model.onnx --callers 32
     """  # noqa: D301 - \b is for click
 
 
@@ -112,7 +114,7 @@ def norms(
     """  # noqa: D301 - \b is for click
     from augserve.bench.norms import SHAPES, measure_norms
 
-    shapes = SHAPES if shape is None else tuple(_shape(text) for text in shape)
+    shapes = SHAPES if shape is None else tuple(shape_of(text) for text in shape)
     table = measure_norms(device, shapes=shapes, rounds=rounds, zeros=zeros, relu=relu, compiled=compiled)
     if not as_json:
         console.show_norm_rows(table)
@@ -186,15 +188,11 @@ def files(
     typer.echo(orjson.dumps([asdict(row) for row in table], option=orjson.OPT_INDENT_2).decode())
 
 
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(size) for size in text.lower().split("x"))
-    except ValueError:
-        raise ConfigurationError(f"expected a shape such as 128x16x32x32; got {text!r}") from None
-
-
 def _as_json(rows: list[MedianRow], summary: MedianSummary) -> dict[str, Any]:
     """Return rows and summary; orjson writes inf and NaN as null, so that phi = inf becomes a word."""
     shown = [asdict(row) | {"phi": "inf" if row.phi == float("inf") else row.phi, "ok": row.ok} for row in rows]
     numbers = {"worst_error": summary.worst.error, "most_passes": summary.most_passes}
     return {"rows": shown, **numbers, "missed": len(summary.missed)}
+
+
+bench.command()(serve)

@@ -1,28 +1,44 @@
-"""A small client of an augserve server: rows go as JSON, images as a form."""
+"""Clients of an augserve server, for threads and for asyncio: the same questions, answers and patience."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import httpx
-import numpy as np
-import numpy.typing as npt
-import orjson
 
-from augserve.errors import InputError, RemoteError
+from augserve.client_answers import RefusedError
+from augserve.client_bodies import Encoding, Given, Image, is_small, predict_body
+from augserve.client_retries import Limits, Sources, Tries, unreachable
+from augserve.errors import ConfigurationError
 
-Image = str | Path | bytes
+__all__ = ["AsyncClient", "Client", "Encoding", "Image", "RefusedError"]
+
+API_KEY = "AUGSERVE_API_KEY"
 
 
 class Client:
-    """A connection to one server; close it, or use it as a context manager.
+    """A connection to one server, which threads may share; close it, or use it as a context manager.
+
+    It tries again, with growing random pauses, when the server is full (429), not ready (503), or the connection is
+    refused or reset before an answer began. That is safe: a prediction changes nothing, whoever asks twice.
 
     Args:
         url: the server's address, such as "http://127.0.0.1:8000".
-        timeout_s: seconds to wait for any one answer.
+        timeout_s: seconds of silence after which a try is given up.
+        retries: tries after the first; 0 tries once.
+        total_s: seconds within which the last try must begin; a longer Retry-After is not waited for.
+        api_key: sent as `Authorization: Bearer KEY`; None takes AUGSERVE_API_KEY, "" sends none.
+        transport: of httpx, for tests and proxies.
+        sources: of time and chance, for tests.
+        sleep: waits a number of seconds, for tests.
+
+    Raises:
+        ConfigurationError: a limit below its least value, a key that no header can hold, or no address.
 
     Example:
         >>> with Client("http://127.0.0.1:8000") as client:
@@ -30,15 +46,27 @@ class Client:
         >>> answer["predictions"][0]["label"]
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 60.0,
+        retries: int = 5,
+        total_s: float = 120.0,
+        api_key: str | None = None,
+        transport: httpx.BaseTransport | None = None,
+        sources: Sources | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self.url = url.rstrip("/")
-        # A proxy of the environment is for other machines: this one is asked directly.
-        here = httpx.URL(self.url).host in ("localhost", "127.0.0.1", "::1")
-        self._http = httpx.Client(timeout=timeout_s, trust_env=not here)
+        self._limits = Limits(timeout_s, retries, total_s)
+        self._sources = sources or Sources()
+        self._sleep = sleep
+        self._http = httpx.Client(transport=transport, **_connection(self.url, api_key, self._limits))
 
     def predict(
         self,
-        rows_or_images: npt.ArrayLike | Image | Sequence[Image],
+        rows_or_images: Given,
         batch_size: int | None = None,
         tracking: bool | None = True,
         blend: Mapping[str, float] | None = None,
@@ -46,6 +74,9 @@ class Client:
         remainder: str = "own",
         top_k: int | None = None,
         returns: Sequence[str] = ("label", "probabilities"),
+        model: str | None = None,
+        compare: bool = False,
+        encoding: Encoding = "json",
     ) -> dict[str, Any]:
         """Predict rows or images.
 
@@ -58,30 +89,34 @@ class Client:
             remainder: own, merge, drop or error, for the last rows that fill no group.
             top_k: also the k most probable classes of each row.
             returns: any of label, probabilities, logits.
+            model: a model's name, where the server has several.
+            compare: also the tracked prediction of each row, and how far the two disagree.
+            encoding: how rows travel: json, or npy (quicker for many). Images are always sent as a form.
 
         Returns:
             The server's answer: predictions, model, statistics, warnings, timing_ms.
 
         Raises:
             InputError: rows that are not finite numbers, or a path that cannot be read.
-            RemoteError: the server cannot be reached, or refuses; then its own words.
+            ConfigurationError: an unknown encoding, or a blend that is none.
+            RefusedError: the server refuses; its own words, `status`, `code` and `retry_after_s`.
+            RemoteError: the server cannot be reached, or breaks off.
         """
-        settings: dict[str, Any] = {
-            "batch_size": batch_size,
-            "tracking": tracking if blend is None else None,
-            "blend": dict(blend) if blend is not None else None,
-            "remainder": remainder,
-            "top_k": top_k,
-            "return": list(returns),
-        }
-        settings = {name: value for name, value in settings.items() if value is not None}
-        images = _images_of(rows_or_images)
-        if images is None:
-            body = {"instances": _finite_rows(rows_or_images), **settings}
-            content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
-            return self._post(content=content, headers={"Content-Type": "application/json"})
-        form = {name: value if name == "return" else _text(value) for name, value in settings.items()}
-        return self._post(data=form, files=[("file", ("image", _read(image))) for image in images])
+        settings = _settings(batch_size, tracking, blend, remainder, top_k, returns, model, compare)
+        return self._ask("POST", "/predict", "statistics", predict_body(rows_or_images, settings, encoding))
+
+    def models(self) -> list[dict[str, Any]]:
+        """Return the server's models: name, version, state (READY, LOADING, UNAVAILABLE) and reason of each."""
+        return list(self._ask("GET", "/models", "models", {})["models"])
+
+    def ready(self) -> bool:
+        """Tell whether the server takes requests now; one that does not answer takes none. Asks once."""
+        try:
+            return self._http.get(self.url + "/readyz").status_code == 200
+        except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.TimeoutException):
+            return False
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            raise unreachable(self.url, error) from None
 
     def close(self) -> None:
         """Close the connection."""
@@ -95,58 +130,159 @@ class Client:
     ) -> None:
         self.close()
 
-    def _post(self, **request: Any) -> dict[str, Any]:
+    def _ask(self, method: str, path: str, wanted: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        tries = Tries(self.url, self._limits, self._sources)
+        while True:
+            timeout = tries.begin()
+            try:
+                request = self._http.build_request(method, self.url + path, timeout=timeout, **body)
+                response = self._http.send(request, stream=True)
+            except (httpx.RequestError, httpx.InvalidURL) as error:
+                self._sleep(tries.after_error(error))
+                continue
+            try:
+                response.read()
+            except httpx.RequestError as error:
+                raise tries.broken_off(error) from None
+            finally:
+                response.close()
+            wait = tries.after_answer(response)
+            if wait is None:
+                return tries.read(response, wanted)
+            self._sleep(wait)
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same arguments and answers; close it, or use it as an asynchronous context manager.
+
+    Example:
+        >>> async with AsyncClient("http://127.0.0.1:8000") as client:
+        ...     answers = await asyncio.gather(*(client.predict(rows) for rows in batches))
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 60.0,
+        retries: int = 5,
+        total_s: float = 120.0,
+        api_key: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sources: Sources | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._limits = Limits(timeout_s, retries, total_s)
+        self._sources = sources or Sources()
+        self._sleep = sleep
+        self._http = httpx.AsyncClient(transport=transport, **_connection(self.url, api_key, self._limits))
+
+    async def predict(
+        self,
+        rows_or_images: Given,
+        batch_size: int | None = None,
+        tracking: bool | None = True,
+        blend: Mapping[str, float] | None = None,
+        *,
+        remainder: str = "own",
+        top_k: int | None = None,
+        returns: Sequence[str] = ("label", "probabilities"),
+        model: str | None = None,
+        compare: bool = False,
+        encoding: Encoding = "json",
+    ) -> dict[str, Any]:
+        """Predict rows or images; see `Client.predict`. Files are read and large bodies built in a thread."""
+        settings = _settings(batch_size, tracking, blend, remainder, top_k, returns, model, compare)
+        if is_small(rows_or_images):
+            body = predict_body(rows_or_images, settings, encoding)
+        else:
+            body = await asyncio.to_thread(predict_body, rows_or_images, settings, encoding)
+        return await self._ask("POST", "/predict", "statistics", body)
+
+    async def models(self) -> list[dict[str, Any]]:
+        """Return the server's models; see `Client.models`."""
+        return list((await self._ask("GET", "/models", "models", {}))["models"])
+
+    async def ready(self) -> bool:
+        """Tell whether the server takes requests now; see `Client.ready`."""
         try:
-            response = self._http.post(f"{self.url}/predict", **request)
-        except httpx.TimeoutException:
-            raise RemoteError(f"{self.url} did not answer in time; wait longer or send fewer rows") from None
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            reason = str(error).strip() or type(error).__name__
-            raise RemoteError(
-                f"could not reach {self.url} ({reason}); is `augserve serve` running there?"
-            ) from None
-        try:
-            answer = orjson.loads(response.content)
-        except orjson.JSONDecodeError:
-            answer = None
-        if response.status_code != 200 or not isinstance(answer, dict):
-            refused = answer if isinstance(answer, dict) else {}
-            reason = refused.get("error") or response.text[:200] or "no reason given"
-            raise RemoteError(f"{self.url} answered {response.status_code}: {reason}")
-        return answer
+            return (await self._http.get(self.url + "/readyz")).status_code == 200
+        except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.TimeoutException):
+            return False
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            raise unreachable(self.url, error) from None
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _ask(self, method: str, path: str, wanted: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        tries = Tries(self.url, self._limits, self._sources)
+        while True:
+            timeout = tries.begin()
+            try:
+                request = self._http.build_request(method, self.url + path, timeout=timeout, **body)
+                response = await self._http.send(request, stream=True)
+            except (httpx.RequestError, httpx.InvalidURL) as error:
+                await self._sleep(tries.after_error(error))
+                continue
+            try:
+                await response.aread()
+            except httpx.RequestError as error:
+                raise tries.broken_off(error) from None
+            finally:
+                await response.aclose()
+            wait = tries.after_answer(response)
+            if wait is None:
+                return tries.read(response, wanted)
+            await self._sleep(wait)
 
 
-def _images_of(given: Any) -> list[Image] | None:
-    """Return paths and bytes as a list, None for anything that is rows."""
-    if isinstance(given, (str, Path, bytes)):
-        return [given]
-    if isinstance(given, (list, tuple)) and given and all(isinstance(one, (str, Path, bytes)) for one in given):
-        return list(given)
-    return None
+def _settings(
+    batch_size: int | None,
+    tracking: bool | None,
+    blend: Mapping[str, float] | None,
+    remainder: str,
+    top_k: int | None,
+    returns: Sequence[str],
+    model: str | None,
+    compare: bool,
+) -> dict[str, Any]:
+    """Return the settings of a request under the names of its JSON body; None is not sent."""
+    return {
+        "model": model,
+        "batch_size": batch_size,
+        "tracking": tracking if blend is None else None,
+        "blend": dict(blend) if blend is not None else None,
+        "remainder": remainder,
+        "top_k": top_k,
+        "return": list(returns),
+        "compare": compare or None,
+    }
 
 
-def _finite_rows(rows: Any) -> npt.NDArray[np.float32]:
+def _connection(url: str, api_key: str | None, limits: Limits) -> dict[str, Any]:
+    """Return what both clients of httpx are made with."""
+    key = os.environ.get(API_KEY, "") if api_key is None else api_key
+    if not all("!" <= sign <= "~" for sign in key):  # never shown: it is a secret
+        raise ConfigurationError(f"expected an API key of printable ASCII without spaces; see {API_KEY}")
     try:
-        array = np.asarray(rows)
-    except ValueError:
-        raise InputError("expected rows of equal shape; got rows of different shapes") from None
-    if array.dtype.kind not in "fiu" or array.ndim == 0:
-        raise InputError(f"expected rows of numbers, or paths and bytes of images; got {array.dtype} values")
-    with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(array, dtype=np.float32)
-    if not np.isfinite(array).all():  # JSON has no word for NaN or inf
-        raise InputError("expected finite float32 numbers; the rows hold NaN or inf")
-    return array
-
-
-def _read(image: Image) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    try:
-        return Path(image).read_bytes()
-    except OSError as error:
-        raise InputError(f"{image}: expected an image file; {error.strerror}") from None
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else orjson.dumps(value).decode("utf-8")
+        host = httpx.URL(url).host
+    except httpx.InvalidURL as error:
+        raise ConfigurationError(f"expected an address such as http://127.0.0.1:8000; got {error}") from None
+    return {
+        "headers": {"Authorization": f"Bearer {key}"} if key else {},
+        "timeout": limits.timeout_s,
+        "limits": httpx.Limits(max_connections=100, max_keepalive_connections=100),
+        # A proxy of the environment is for other machines: this one is asked directly.
+        "trust_env": host not in ("localhost", "127.0.0.1", "::1"),
+    }

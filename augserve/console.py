@@ -35,6 +35,11 @@ out, err = (
 )
 
 
+def show_error(message: str) -> None:
+    """Print what went wrong, on one line of stderr."""
+    err.print("error: " + " ".join(message.split()), style="red")
+
+
 class TrainingDisplay:
     """A bar while an epoch runs (on a terminal), one line when it ends; use it as a context manager."""
 
@@ -170,21 +175,38 @@ def show_installation(installation: Installation) -> None:
 
 
 def show_predictions(names: Sequence[str], answer: Mapping[str, Any]) -> None:
-    """Print an answer as a table, one line a row."""
-    statistics = answer["statistics"]
+    """Print an answer as a table, one line a row; with a comparison also the tracked prediction of each."""
+    statistics, comparison = answer["statistics"], answer.get("comparison")
     groups = [k for k, size in enumerate(statistics["groups"]) for _ in range(size)]
     table = Table(Column("input", overflow="fold"), Column("label", overflow="fold"), "probability", "group")
-    for name, prediction, group in zip(names, answer["predictions"], groups, strict=False):
+    if comparison:
+        table.add_column("tracked label", overflow="fold")
+        table.add_column("tracked probability")
+    for k, (name, prediction, group) in enumerate(zip(names, answer["predictions"], groups, strict=False)):
         top = prediction.get("top_k", [prediction])
-        labels = "\n".join(str(one["label"]) for one in top)
-        table.add_row(name, labels, "\n".join(f"{one['probability']:.3f}" for one in top), str(group))
+        cells = [name, "\n".join(str(one["label"]) for one in top), _probabilities(top), str(group)]
+        if comparison:
+            tracked = prediction["tracked"]
+            differs = " (differs)" if k in comparison["rows"] else ""
+            cells += [f"{tracked['label']}{differs}", _probabilities([tracked])]
+        table.add_row(*cells)
     out.print(table)
     sizes = ", ".join(str(size) for size in statistics["groups"])
     out.print(f"model {answer['model']}, statistics {statistics['mode']}, group sizes {sizes}")
+    if comparison:
+        out.print(
+            f"with tracked statistics: another class for {len(comparison['rows'])} of {len(groups)} "
+            f"({comparison['disagreement']:.0%}), "
+            f"probabilities differ by at most {comparison['max_difference']:.3f}"
+        )
     for row in statistics["dropped"]:
         out.print(f"dropped: {names[row]}")
     for warning in answer["warnings"]:
         err.print(f"warning: {warning}", style="yellow")
+
+
+def _probabilities(classes: Iterable[Mapping[str, Any]]) -> str:
+    return "\n".join(f"{one['probability']:.3f}" for one in classes)
 
 
 def shown_median_rows(dtype: str, rows: Iterable[MedianRow]) -> Iterator[MedianRow]:

@@ -13,6 +13,8 @@ Each message says what was expected, what came, and what to do. The tree::
     ├── ExportError             a model that cannot be exported, or whose parity report failed
     └── ServiceError            the service or its client
         ├── MalformedRequestError     a body that cannot be parsed
+        ├── MissingApiKeyError        no API key where the service asks for one
+        ├── InvalidApiKeyError        an API key that is not one of the service's
         ├── MediaTypeError            a body of a type that is not served
         ├── PayloadTooLargeError      a body, a request or an image over its limit
         ├── UnknownModelError         no such model here
@@ -71,6 +73,14 @@ class ServiceError(AugserveError):
 
 class MalformedRequestError(ServiceError):
     """A request body that cannot be parsed."""
+
+
+class MissingApiKeyError(ServiceError):
+    """A request without an API key, where the service asks for one."""
+
+
+class InvalidApiKeyError(ServiceError):
+    """A request whose API key is not one of the service's."""
 
 
 class MediaTypeError(ServiceError):

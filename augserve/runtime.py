@@ -20,6 +20,7 @@ from augserve.errors import InputError, ModelFileError, unknown_choice
 from augserve.manifest import METADATA_KEY, Manifest, TensorSpec, parse_manifest
 from augserve.runtime_native import CUDA, Kernels, Native, register
 from augserve.seal import check_seal
+from augserve.tracked_form import tracked_form
 
 ADAPTIVE_INPUTS = ("input", "group", "tracked_weight")
 _ORT_TYPES = {"float32": "float", "float64": "double"}  # the others have NumPy's names
@@ -108,6 +109,25 @@ def _started(content: bytes, options: ort.SessionOptions, providers: list[str], 
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ModelFileError(f"{path}: not an ONNX file that can be run ({reason})") from None
+
+
+def open_tracked_session(
+    path: str | Path, *, providers: Sequence[str] | None = None, threads: int = 0
+) -> ort.InferenceSession | None:
+    """Open the tracked form of an adaptive file that `open_session` takes: input -> logits, norms folded away.
+
+    Args:
+        path: the .onnx file.
+        providers: as for `open_session`.
+        threads: as for `open_session`.
+
+    Returns:
+        The session, without a manifest; None where the file has no such form (see `augserve.tracked_form`).
+    """
+    content = tracked_form(Path(path).read_bytes())
+    if content is None:
+        return None
+    return _started(content, _options(threads), list(providers or DEFAULT_PROVIDERS), Path(path))
 
 
 def kernels_of(session: ort.InferenceSession) -> Kernels:

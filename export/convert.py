@@ -27,6 +27,7 @@ from augserve.export.convert_original import Original
 from augserve.export.convert_parity import Norm, Subject, prove
 from augserve.export.convert_rewrite import Operator, adaptive_network, eps_of, free_names, fused, operator_for
 from augserve.export.convert_rows import Analysed, analyse
+from augserve.export.opsets import ir_version_for
 from augserve.export.parity import ParityReport
 from augserve.files import write_atomic
 from augserve.manifest import METADATA_KEY, Manifest, NormLayer, Source, TensorSpec
@@ -35,7 +36,6 @@ from augserve.runtime import kernels_of, open_session, rows_with_own_statistics
 from augserve.runtime_native import Native
 from augserve.seal import seal
 
-IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 LARGEST = 2**31 - 1  # bytes of a protobuf message
 
 
@@ -185,7 +185,7 @@ def _described(
 
 
 def _finish(file: ModelProto, manifest: Manifest) -> None:
-    file.ir_version = max(file.ir_version, IR_VERSION)
+    file.ir_version = max(file.ir_version, ir_version_for(file.opset_import))
     file.producer_name, file.producer_version = "augserve", augserve.__version__
     _set_manifest(file, manifest)
     if file.ByteSize() > LARGEST:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from augserve.errors import ExportError
+from augserve.export.conditioning import Conditioning, conditioning
 from augserve.manifest import Accuracy, FileMode, ParityCheck, Precision
 from augserve.norms import use_statistics
 from augserve.runtime import run_rows
@@ -22,9 +25,14 @@ TOLERANCE = 1e-4  # of a logit,
 # or this of the largest logit, where that is more: float32 itself rounds at 1e-7, float16 at 5e-4. What rounding to
 # int8 does to a network, only its accuracy tells.
 RELATIVE: dict[Precision, float] = {"float32": 5e-6, "float16": 2e-2, "int8": math.inf}
+# A row beyond the limit may instead be this many times as far from float64 as torch's own float32 is in that row,
+OWN = 3.0
+MOST = RELATIVE["float16"]  # up to this part of the largest logit. For float32 files alone.
 ACCURACY_LOST = 0.05  # at most, against float32
 SIZES = (1, 2, 7, 32)
 REPEATS = 3
+
+_LOG = logging.getLogger(__name__)
 
 Logits = npt.NDArray[np.float32]
 
@@ -72,11 +80,11 @@ def compare(
         precision: of the file.
 
     Raises:
-        ExportError: a difference above the tolerance, or repeated runs that differ; the check is named.
+        ExportError: a difference above the tolerance that is not torch's own rounding, or repeated runs that
+            differ; the check is named.
     """
-    relative = RELATIVE[precision]
     checks = [
-        check for case in _cases(mode, min_rows) for check in _checks(model, sessions, example, case, relative)
+        check for case in _cases(mode, min_rows) for check in _checks(model, sessions, example, case, precision)
     ]
     return ParityReport(mode, tuple(checks))
 
@@ -98,43 +106,66 @@ def _checks(
     sessions: Mapping[bool, ort.InferenceSession],
     example: Tensor,
     case: _Case,
-    relative: float,
+    precision: Precision,
 ) -> Iterator[ParityCheck]:
     rows = example[torch.arange(case.rows) % len(example)]
     sizes = [size for size, _ in case.groups]
     # Groups interleaved: the rows of a group need not lie together.
     group = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes)).astype(np.int64)
     weights = np.array([statistics.weight(size) for size, statistics in case.groups], np.float32)
-    with (
-        torch.no_grad(),
-        use_statistics(model, [statistics for _, statistics in case.groups], torch.from_numpy(group)),
-    ):
-        expected = model(rows).numpy()
+
+    def answer(network: nn.Module, x: Tensor) -> Tensor:
+        statistics = [statistics for _, statistics in case.groups]
+        with torch.no_grad(), use_statistics(network, statistics, torch.from_numpy(group)):
+            logits: Tensor = network(x)
+        return logits
+
+    @functools.cache
+    def doubt() -> Conditioning | None:
+        return conditioning(model, rows, answer) if precision == "float32" else None
+
+    expected = answer(model, rows).numpy()
     for native, session in sessions.items():
         runs = [run_rows(session, rows.numpy(), group, weights[group]) for _ in range(REPEATS)]
-        yield _check(case, native, expected, runs, relative)
-
-
-def _check(case: _Case, native: bool, expected: Logits, runs: list[Logits], relative: float) -> ParityCheck:
-    check = ParityCheck(
-        name=case.name,
-        rows=case.rows,
-        native=native,
-        max_abs_difference=_largest(runs[0] - expected),
-        max_relative_difference=_largest(runs[0] - expected) / max(_largest(expected), 1e-30),
-        top1_agreement=float((runs[0].argmax(1) == expected.argmax(1)).mean()),
-        repeats_identical=all(np.array_equal(runs[0], run) for run in runs[1:]),
-    )
-    limit = max(TOLERANCE, relative * _largest(expected))
-    name = f"{case.name}, {'native' if native else 'standard'} operators"
-    if not (check.max_abs_difference <= limit and math.isfinite(check.max_abs_difference)):
-        raise ExportError(
-            f"parity failed ({name}): torch and ONNX Runtime differ by {check.max_abs_difference:.3g}, "
-            f"more than {limit:.3g}"
+        name = f"{case.name}, {'native' if native else 'standard'} operators"
+        _refuse_another_answer(name, expected, runs[0], RELATIVE[precision], doubt)
+        if not all(np.array_equal(runs[0], run) for run in runs[1:]):
+            raise ExportError(f"parity failed ({name}): repeated runs differ")
+        yield ParityCheck(
+            name=case.name,
+            rows=case.rows,
+            native=native,
+            max_abs_difference=_largest(runs[0] - expected),
+            max_relative_difference=_largest(runs[0] - expected) / max(_largest(expected), 1e-30),
+            top1_agreement=float((runs[0].argmax(1) == expected.argmax(1)).mean()),
+            repeats_identical=True,
         )
-    if not check.repeats_identical:
-        raise ExportError(f"parity failed ({name}): repeated runs differ")
-    return check
+
+
+def _refuse_another_answer(
+    name: str, expected: Logits, came: Logits, relative: float, doubt: Callable[[], Conditioning | None]
+) -> None:
+    """Raise ExportError for a row beyond the limit, unless it is as close to float64 as torch's float32 is."""
+    limit = max(TOLERANCE, relative * _largest(expected))
+    beyond = ~(np.abs(came - expected).max(1) <= limit)
+    if not beyond.any():
+        return
+    message = f"torch and ONNX Runtime differ by {_largest(came - expected):.3g}, more than {limit:.3g}"
+    found = doubt() if np.isfinite(came[beyond]).all() else None
+    if found is None:
+        raise ExportError(f"parity failed ({name}): {message}")
+    error, own = found.of(came)[beyond], found.error[beyond]
+    excess = error - np.minimum(OWN * own, MOST * _largest(expected))
+    worst = int(excess.argmax())
+    measured = f"the file is off by {error[worst]:.3g} from float64, torch's own float32 by {own[worst]:.3g}"
+    if not excess[worst] <= 0:
+        raise ExportError(f"parity failed ({name}): {message}; {measured}")
+    _LOG.warning(
+        "%s: %s; %s: statistics of so few values amplify rounding; take more rows in a group, or larger images",
+        name,
+        message,
+        measured,
+    )
 
 
 def compare_accuracy(

@@ -82,6 +82,7 @@ def _to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     kept.CopyFrom(model)
     for k, node in enumerate(kept.graph.node):
         node.name = f"node_{k}"
+    _give_norms_their_own(kept)
     halved = onnx.ModelProto()
     halved.CopyFrom(kept)
     _take_out_statistics(halved)
@@ -96,12 +97,32 @@ def _to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
+def _give_norms_their_own(model: onnx.ModelProto) -> None:
+    """Copy, in place, what a norm shares with other nodes: the tracer stores equal tensors once."""
+    graph = model.graph
+    elsewhere = {name for node in graph.node for name in _without_parameters(node)}
+    copies = {tensor.name: f"{tensor.name}.norm" for tensor in graph.initializer if tensor.name in elsewhere}
+    used = set()
+    for node in graph.node:
+        if node.domain == DOMAIN:
+            mine = _parameters(node)
+            used.update(copies.keys() & set(node.input[mine]))
+            node.input[:] = [
+                copies.get(name, name) if k in range(len(node.input))[mine] else name
+                for k, name in enumerate(node.input)
+            ]
+    for tensor in [tensor for tensor in graph.initializer if tensor.name in used]:
+        copy = graph.initializer.add()
+        copy.CopyFrom(tensor)
+        copy.name = copies[tensor.name]
+
+
 def _take_out_statistics(model: onnx.ModelProto) -> None:
     """Leave to the norm nodes, in place, their x and residual alone, and drop what made the rest."""
     graph = model.graph
     for node in graph.node:
         if node.domain == DOMAIN:
-            node.input[:] = [node.input[0], *node.input[_parameters(node).stop :]]
+            node.input[:] = _without_parameters(node)
     wanted = {value.name for value in graph.output}
     nodes = []
     for node in reversed(graph.node):
@@ -128,6 +149,12 @@ def _put_back_statistics(halved: onnx.ModelProto, model: onnx.ModelProto) -> Non
     _keep(graph.input, list(model.graph.input))
     if norms:
         del graph.value_info[:]  # which tell of the types as they were
+
+
+def _without_parameters(node: onnx.NodeProto) -> list[str]:
+    """Return the inputs of any node but those that belong to a norm."""
+    inputs = list(node.input)
+    return [inputs[0], *inputs[_parameters(node).stop :]] if node.domain == DOMAIN else inputs
 
 
 def _parameters(node: onnx.NodeProto) -> slice:

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase as TorchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from augserve.errors import ExportError
+from augserve.export.constants import DataIsDetached, constant_at_fault
 from augserve.export.culprit import MANY, layer_of, layer_that_fixes_rows
 from augserve.export.operators import OPSET
 from augserve.export.weights import computed_weights
@@ -93,7 +94,7 @@ def trace(model: nn.Module, example: Tensor, mode: FileMode, opset: int = OPSET)
             verbose=False,
         )
 
-    with _quiet(), torch.no_grad(), computed_weights(model), spectra_for_export(model, rows):
+    with _quiet(), torch.no_grad(), DataIsDetached(), computed_weights(model), spectra_for_export(model, rows):
         try:
             program = run_torch()
         except torch.onnx.errors.OnnxExporterError as error:
@@ -125,6 +126,9 @@ def _refusal(error: Exception, model: nn.Module) -> ExportError:
             "an operator without a form in ONNX: write the layer in others, or do its work outside of the network"
         )
         return ExportError(f"{layer_of(error, model)} calls {operator}, {advice}")
+    constant = constant_at_fault(lines[0], layer_of(error, model), model)
+    if constant is not None:
+        return ExportError(constant)
     return ExportError(
         f"torch cannot trace {layer_of(error, model)}: {lines[0][:200]}; control flow that depends on the data "
         "must be written with torch.where or torch.cond, and what is no tensor stays outside of the network"

@@ -7,12 +7,16 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
+from typing_extensions import override
 
 from augserve import __version__
 from augserve.service import http_errors
+from augserve.service.keys import Guard, read_api_keys
 from augserve.service.lifecycle import Service
+from augserve.service.observe import Observe, find_tracing
 from augserve.service.openapi import describe
-from augserve.service.routes import health, predict
+from augserve.service.routes import health, metrics, models, predict, v2
 from augserve.service.settings import Settings, read_settings
 
 
@@ -54,16 +58,33 @@ def build_app(service: Service) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={"tracing": False},  # Observe makes the span
     )
     app.state.service = service
+    app.state.keys = read_api_keys(service.settings.api_keys_file)
     app.include_router(predict.router)
+    app.include_router(models.router)
     app.include_router(health.router)
+    app.include_router(metrics.router)
+    app.include_router(v2.router)
+    if service.settings.repository_control:
+        app.include_router(v2.control)
     http_errors.install(app)
     return app
 
 
 class _App(FastAPI):
-    """FastAPI whose documentation shows a request that the served model answers."""
+    """FastAPI that is guarded and observed, and whose documentation shows a request that the model answers."""
 
+    @override
+    def build_middleware_stack(self) -> ASGIApp:
+        """Put the watch around everything, the handler of unexpected errors too."""
+        service: Service = self.state.service
+        app = super().build_middleware_stack()
+        if self.state.keys is not None:
+            app = Guard(app, self.state.keys, metrics_open=service.settings.metrics_open)
+        return Observe(app, service.metrics, find_tracing())
+
+    @override
     def openapi(self) -> dict[str, Any]:
         return describe(super().openapi(), self.state.service)

@@ -1,11 +1,13 @@
-"""From a request body to rows and settings: read once and capped, parsed by orjson or as a form."""
+"""From a request body to rows and settings: read once and capped; JSON, a form, or an array in NumPy's format."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import anyio
+import anyio.to_thread
 import numpy as np
 import numpy.typing as npt
 import orjson
@@ -19,13 +21,18 @@ from augserve.errors import (
     PayloadTooLargeError,
 )
 from augserve.manifest import Manifest
+from augserve.runtime import check_rows
+from augserve.service.compression import decompress
 from augserve.service.multipart import split_parts
 from augserve.service.rows import Limits, read_images, read_instances
 from augserve.service.scheduler import Deadline
 from augserve.service.schemas import FIELDS, PredictSettings, parse_settings, shorten
 
+JSON, FORM, NPY = "application/json", "multipart/form-data", "application/octet-stream"
+QUERY_FIELDS = ("tracked_weight", "prior", *FIELDS)
 JSON_FIELDS = ("instances", *FIELDS)
-FORM_FIELDS = ("file", "tracked_weight", "prior", *FIELDS)
+FORM_FIELDS = ("file", *QUERY_FIELDS)
+INLINE_BYTES = {JSON: 2**17, NPY: 2**19}  # parsed within a millisecond: handing over would take as long
 
 
 class ParsedBody(NamedTuple):
@@ -36,49 +43,75 @@ class ParsedBody(NamedTuple):
 
 
 def check_headers(request: Request, max_bytes: int) -> str:
-    """Return the body's media type, one of application/json and multipart/form-data.
+    """Return the body's media type: application/json, multipart/form-data or application/octet-stream.
 
     Raises:
-        MediaTypeError: another media type, or a compressed body.
+        MediaTypeError: another media type.
         PayloadTooLargeError: a Content-Length over the limit.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type not in ("application/json", "multipart/form-data"):
-        raise MediaTypeError(
-            "expected Content-Type application/json or multipart/form-data; got " + (media_type[:80] or "none")
-        )
-    encoding = request.headers.get("content-encoding", "identity").lower()
-    if encoding != "identity":
-        raise MediaTypeError(f"expected a body without Content-Encoding; got {encoding[:80]}")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length[:20]) > max_bytes:
-        raise _too_large(max_bytes)
+    if media_type not in (JSON, FORM, NPY):
+        raise MediaTypeError(f"expected Content-Type {JSON}, {FORM} or {NPY}; got {media_type[:80] or 'none'}")
+    check_length(request, max_bytes)
     return media_type
 
 
-async def read_body(request: Request, max_bytes: int, deadline: Deadline) -> bytes:
-    """Read the whole body, whether its length was announced or not.
+def check_length(request: Request, max_bytes: int) -> None:
+    """Refuse a body whose announced length is over the limit.
 
     Raises:
-        PayloadTooLargeError: more bytes than allowed.
-        DeadlineError: the body did not arrive in time.
-        MalformedRequestError: the sender went away.
+        PayloadTooLargeError: it is.
     """
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:20]) > max_bytes:
+        raise _too_large(max_bytes)
 
-    async def read() -> bytes:
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > max_bytes:
-                raise _too_large(max_bytes)
-        return bytes(body)
 
+async def read_body(request: Request, max_bytes: int, deadline: Deadline) -> bytes:
+    """Read the whole body, whether its length was announced or not, and undo its Content-Encoding.
+
+    Raises:
+        PayloadTooLargeError: more bytes than allowed, as sent or decompressed.
+        DeadlineError: the body did not arrive in time.
+        MalformedRequestError: the sender went away, or damaged compressed data.
+        MediaTypeError: an encoding that is not gzip or deflate.
+    """
+    chunks: list[bytes] = []
+    size = 0
     try:
-        return await asyncio.wait_for(read(), deadline.remaining())
-    except asyncio.TimeoutError:
+        with anyio.fail_after(deadline.remaining()):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > max_bytes:
+                    raise _too_large(max_bytes)
+                chunks.append(chunk)
+    except TimeoutError:
         raise deadline.error("the body had not arrived") from None
     except ClientDisconnect:
         raise MalformedRequestError("expected the whole body; the sender went away") from None
+    body, encoding = b"".join(chunks), request.headers.get("content-encoding", "")
+    if not encoding:
+        return body
+    return await anyio.to_thread.run_sync(decompress, body, encoding, max_bytes)
+
+
+def parses_at_once(media_type: str, body: bytes) -> bool:
+    """Whether parsing takes so little time that the event loop may do it: no image, and not many numbers."""
+    return len(body) <= INLINE_BYTES.get(media_type, 0) and not (media_type == JSON and b'"b64"' in body)
+
+
+def parse(body: bytes, content_type: str, query: Iterable[tuple[str, str]]) -> ParsedBody:
+    """Parse a body of any of the three types; the query holds the settings of an array.
+
+    Raises:
+        AugserveError: as the parser of its type.
+    """
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type == NPY:
+        return parse_npy(body, query)
+    for name, _ in query:
+        raise ConfigurationError(f"expected settings in the body; got {shorten(name)} in the address")
+    return parse_json(body) if media_type == JSON else parse_form(body, content_type)
 
 
 def parse_json(body: bytes) -> ParsedBody:
@@ -126,6 +159,50 @@ def parse_form(body: bytes, content_type: str) -> ParsedBody:
     if not images:
         raise InputError("expected at least one image in a field named file; got none")
     return ParsedBody(settings, lambda *how: read_images(images, *how))
+
+
+def parse_npy(body: bytes, query: Iterable[tuple[str, str]]) -> ParsedBody:
+    """Parse an array of rows in NumPy's .npy format, with settings in the query, as text as in a form.
+
+    Raises:
+        MalformedRequestError: not such a file, or a damaged one.
+        ConfigurationError: an unknown, repeated or invalid setting.
+    """
+    fields: dict[str, list[str]] = {}
+    for name, value in query:
+        if name not in QUERY_FIELDS:
+            raise ConfigurationError(
+                f"unknown setting {shorten(name)}; the settings are: {', '.join(QUERY_FIELDS)}"
+            )
+        fields.setdefault(name, []).append(value)
+    settings = parse_settings(_settings_of(fields), known=QUERY_FIELDS, strict=False)
+    rows = _read_npy(body)
+
+    def make_rows(manifest: Manifest, limits: Limits, check: Callable[[], None]) -> npt.NDArray[np.float32]:
+        if rows.ndim and len(rows) > limits.max_rows:
+            raise PayloadTooLargeError(f"expected at most {limits.max_rows} rows; got {len(rows)}; send several")
+        return check_rows(rows, manifest)
+
+    return ParsedBody(settings, make_rows)
+
+
+def _read_npy(body: bytes) -> npt.NDArray[np.generic]:
+    """Return the array of a .npy file; its values stay where they are."""
+    file = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, by_column, dtype = read_header(file)
+        if dtype.kind not in "fiub":
+            raise InputError(f"expected rows of numbers; got values of type {dtype}")  # noqa: TRY301
+        values = np.frombuffer(body, dtype, offset=file.tell())
+        return values.reshape(shape, order="F" if by_column else "C")
+    except InputError:
+        raise
+    except Exception as error:  # NumPy's reader raises whatever its parsers do
+        raise MalformedRequestError(f"expected an array in NumPy's .npy format; {str(error)[:150]}") from None
 
 
 def _settings_of(fields: dict[str, list[str]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ model), answer (labels and probabilities).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +19,24 @@ import onnxruntime as ort
 from augserve.errors import ConfigurationError, InputError, ModelFileError, StatisticsError, UnknownModelError
 from augserve.manifest import Manifest
 from augserve.runtime import (
+    DEFAULT_PROVIDERS,
     check_rows,
     open_session,
+    open_tracked_session,
     read_manifest,
     rows_with_own_statistics,
-    run_rows,
     softmax,
 )
-from augserve.service.isolation import Groups, group_rows
-from augserve.service.schemas import Answer, Prediction, PredictSettings, Timing, TopClass
+from augserve.service import self_check
+from augserve.service.forms import Form
+from augserve.service.isolation import Groups, Piece, cut, group_rows, merge
+from augserve.service.schemas import Answer, Comparison, Prediction, PredictSettings, Timing, TopClass
 from augserve.statistics import Statistics
+
+logger = logging.getLogger(__name__)
+
+Logits = npt.NDArray[np.float32]
+Probabilities = npt.NDArray[np.float64]
 
 
 class Job(NamedTuple):
@@ -40,12 +49,14 @@ class Job(NamedTuple):
 
 
 class Predictor:
-    """One open model.
+    """One open version of a model.
 
     Args:
-        session: from `augserve.runtime.open_session`.
-        manifest: what the session's file says about itself.
+        adaptive: the form that takes every mode of the file.
+        manifest: what the file says about itself.
         name: the model's name in requests and answers.
+        version: the version's name.
+        tracked: the form for requests with tracked statistics; None means the same.
 
     Example:
         >>> predictor = Predictor.open("model.onnx")
@@ -53,49 +64,75 @@ class Predictor:
         >>> answer["predictions"][0]["label"]
     """
 
-    version = "1"
-
-    def __init__(self, session: ort.InferenceSession, manifest: Manifest, name: str) -> None:
-        self.session = session
+    def __init__(
+        self, adaptive: Form, manifest: Manifest, name: str, version: str = "1", tracked: Form | None = None
+    ) -> None:
+        self.adaptive = adaptive
+        self.tracked = tracked or adaptive
         self.manifest = manifest
         self.name = name
+        self.version = version
 
     @classmethod
-    def open(cls, path: str | Path, *, providers: Sequence[str] | None = None, threads: int = 0) -> Predictor:
-        """Open a file and see that it answers; its stem becomes the model's name.
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        providers: Sequence[str] | None = None,
+        threads: int = 0,
+        name: str | None = None,
+        version: str = "1",
+        fold: bool = True,
+        fall_back: bool = False,
+    ) -> Predictor:
+        """Open a file and see that it answers and keeps groups apart.
+
+        Args:
+            path: the .onnx file.
+            providers: execution providers in order of preference; None means the CPU.
+            threads: threads inside one operator; 0 means one a core.
+            name: the model's name; None means the file's stem.
+            version: the version's name.
+            fold: whether requests with tracked statistics get a graph of their own, with the norms folded away.
+            fall_back: whether a provider that does not start may leave the model to the next one.
 
         Raises:
             ModelFileError: a file that cannot be opened, or that fails its self-check.
-            ConfigurationError: a provider that this ONNX Runtime does not have.
+            ConfigurationError: a provider that this ONNX Runtime does not have, or that does not start.
         """
+        name = name or Path(path).stem
         session = open_session(path, providers=providers, threads=threads)
-        predictor = cls(session, read_manifest(session, path), Path(path).stem)
+        if not fall_back:
+            _check_provider(session, providers)
+        manifest = read_manifest(session, path)
+        adaptive = Form(session, name, merges=manifest.mode != "batch")
         try:
-            predictor.self_check()
+            self_check.check_answers(adaptive, manifest)
+            if manifest.mode == "adaptive":
+                self_check.check_isolation(adaptive, manifest)
         except ModelFileError as error:
             raise ModelFileError(f"{path}: {error}") from None
-        return predictor
+        tracked = None
+        if fold and manifest.mode == "adaptive":
+            folded = open_tracked_session(path, providers=providers, threads=threads)
+            tracked = Form(folded, name) if folded is not None else None
+            if tracked is not None and not self_check.agree(tracked, adaptive, manifest):
+                logger.warning(
+                    "%s: its folded form answers otherwise; tracked requests run on the whole graph", path
+                )
+                tracked = None
+        return cls(adaptive, manifest, name, version, tracked)
 
-    def self_check(self) -> None:
-        """Run rows of zeros (one; as many as a group needs where the file has no tracked statistics).
-
-        Raises:
-            ModelFileError: the model fails, or does not answer with one finite logit a class.
-        """
-        n = 1 if "tracked" in self.manifest.modes else rows_with_own_statistics(self.manifest)
-        zeros = np.zeros((n, *self.manifest.shape), np.float32)
-        try:
-            logits = run_rows(self.session, zeros)
-        except Exception as error:  # ONNX Runtime's exceptions share no base class but this
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise ModelFileError(f"fails its self-check on a row of zeros ({reason})") from None
-        classes = len(self.manifest.classes)
-        if logits.shape != (n, classes) or not np.isfinite(logits).all():
-            came = f"logits of shape {logits.shape}" if logits.shape != (n, classes) else "NaN or inf"
-            raise ModelFileError(
-                f"fails its self-check on zeros: expected {classes} finite logits a row; got {came}; "
-                "export the file again"
-            )
+    def warm_up(self, sizes: Sequence[int]) -> None:
+        """Run zeros of these numbers of rows, so that no request waits for memory or for kernels to be chosen."""
+        for n in sizes:
+            rows = np.zeros((n, *self.manifest.shape), np.float32)
+            for form in {self.adaptive, self.tracked}:
+                form.run(rows, np.zeros(n, np.int64), np.ones(n, np.float32))
+        if self.manifest.mode == "adaptive" and sizes:
+            n = max(*sizes, 2)
+            rows = np.zeros((n, *self.manifest.shape), np.float32)
+            self.adaptive.run(rows, np.zeros(n, np.int64), np.zeros(n, np.float32))
 
     def predict(self, rows: npt.ArrayLike, settings: PredictSettings | None = None) -> Answer:
         """Predict rows in the calling thread.
@@ -117,9 +154,10 @@ class Predictor:
         job = self.prepare(check_rows(rows, self.manifest), settings or PredictSettings())
         ready = time.perf_counter()
         logits = self.run(job)
+        tracked = self.run(self.as_tracked(job)) if job.settings.compare else None
         done = time.perf_counter()
         timing = Timing(queue=0.0, run=1e3 * (done - ready), total=1e3 * (done - start))
-        return self.answer(job, logits, timing)
+        return self.answer(job, logits, timing, tracked)
 
     def statistics(self, settings: PredictSettings) -> Statistics:
         """Return the statistics that the settings ask for, or say why this model cannot give them."""
@@ -149,24 +187,38 @@ class Predictor:
         groups = group_rows(len(rows), statistics, settings.batch_size, settings.remainder, min_rows)
         return Job(rows[: len(groups.ids)], groups, statistics, settings)
 
-    def run(self, job: Job) -> npt.NDArray[np.float32]:
-        """Run the model, float32 (K, classes); a batch file takes no groups, so each group is a run."""
-        if self.manifest.mode == "batch":
-            cuts = np.cumsum(job.groups.sizes)[:-1]
-            return np.concatenate([run_rows(self.session, part) for part in np.split(job.rows, cuts)])
-        return run_rows(self.session, job.rows, job.groups.ids, job.groups.tracked_weight)
+    def form_of(self, statistics: Statistics) -> Form:
+        """Return the form that a request with these statistics runs on, whatever else is asked."""
+        return self.tracked if statistics.mode == "tracked" else self.adaptive
 
-    def answer(self, job: Job, logits: npt.NDArray[np.float32], timing: Timing) -> Answer:
-        """Put logits, float32 (K, classes), into words."""
-        finite = np.isfinite(logits).all(axis=1)
-        if not finite.all():
-            first = int(finite.argmin())
-            raise InputError(
-                f"expected rows that give finite logits; this model gives NaN or inf for row {first}; "
-                "preprocess the rows as its manifest says"
-            )
-        return Answer(
-            predictions=_predictions(logits, self.manifest.classes, job.settings),
+    def as_tracked(self, job: Job) -> Job:
+        """Return the job with tracked statistics in the place of its own.
+
+        Raises:
+            StatisticsError: the file serves no tracked statistics.
+        """
+        statistics = self.statistics(job.settings.model_copy(update={"tracking": True, "blend": None}))
+        groups = job.groups._replace(
+            tracked_weight=np.ones_like(job.groups.tracked_weight), weights=[1.0] * len(job.groups.weights)
+        )
+        return job._replace(statistics=statistics, groups=groups)
+
+    def pieces(self, job: Job, limit: int) -> list[Piece]:
+        """Cut a job into what must not be parted, at most `limit` rows each."""
+        return cut(job.rows, job.groups, limit, apart=not self.form_of(job.statistics).merges)
+
+    def run(self, job: Job) -> npt.NDArray[np.float32]:
+        """Run a job in the calling thread; float32 (K, classes)."""
+        form = self.form_of(job.statistics)
+        parts = [form.run(*merge([piece])) for piece in self.pieces(job, len(job.rows))]
+        return np.concatenate(parts)
+
+    def answer(self, job: Job, logits: Logits, timing: Timing, tracked: Logits | None = None) -> Answer:
+        """Put logits, float32 (K, classes), into words, beside those of tracked statistics where they are given."""
+        _check_finite(logits)
+        predictions, probabilities = _predictions(logits, self.manifest.classes, job.settings)
+        answer = Answer(
+            predictions=predictions,
             model=self.name,
             model_version=self.version,
             statistics={
@@ -179,30 +231,67 @@ class Predictor:
             warnings=job.groups.warnings,
             timing_ms=timing,
         )
+        if tracked is not None:
+            _check_finite(tracked)
+            answer["comparison"] = _compare(predictions, probabilities, softmax(tracked), self.manifest.classes)
+        return answer
+
+
+def _check_provider(session: ort.InferenceSession, providers: Sequence[str] | None) -> None:
+    """Refuse a session that another provider runs than the first one asked for."""
+    wanted, came = (providers or DEFAULT_PROVIDERS)[0], session.get_providers()[0]
+    if wanted != came:
+        raise ConfigurationError(
+            f"expected {wanted}; it did not start, and {came} would run the model: see to its driver and "
+            f"libraries, choose {came}, or allow it with provider_fallback"
+        )
+
+
+def _check_finite(logits: Logits) -> None:
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        first = int(finite.argmin())
+        raise InputError(
+            f"expected rows that give finite logits; this model gives NaN or inf for row {first}; "
+            "preprocess the rows as its manifest says"
+        )
 
 
 def _predictions(
-    logits: npt.NDArray[np.float32], classes: list[str], settings: PredictSettings
-) -> list[Prediction]:
+    logits: Logits, classes: list[str], settings: PredictSettings
+) -> tuple[list[Prediction], Probabilities]:
     """Return the wanted parts of each row's prediction; of equal logits the first class counts as larger."""
     probabilities = softmax(logits)
-    order = np.argsort(-logits, axis=1, kind="stable")[:, : settings.top_k or 1]
+    order = np.argsort(-logits, axis=1, kind="stable")[:, : settings.top_k or 1].tolist()
     wanted = settings.returns
     predictions = []
-    for row in range(len(logits)):
-        best = [
-            TopClass(index=int(k), label=classes[k], probability=float(probabilities[row, k])) for k in order[row]
-        ]
+    for row, (numbers, raw) in enumerate(zip(probabilities.tolist(), logits.tolist(), strict=True)):
+        best = [TopClass(index=k, label=classes[k], probability=numbers[k]) for k in order[row]]
         prediction = Prediction()
         if "label" in wanted:
             prediction["index"] = best[0]["index"]
             prediction["label"] = best[0]["label"]
             prediction["probability"] = best[0]["probability"]
         if "probabilities" in wanted:
-            prediction["probabilities"] = probabilities[row].tolist()
+            prediction["probabilities"] = numbers
         if "logits" in wanted:
-            prediction["logits"] = logits[row].tolist()
+            prediction["logits"] = raw
         if settings.top_k:
             prediction["top_k"] = best
         predictions.append(prediction)
-    return predictions
+    return predictions, probabilities
+
+
+def _compare(
+    predictions: list[Prediction], own: Probabilities, tracked: Probabilities, classes: list[str]
+) -> Comparison:
+    """Put the tracked prediction beside each of `predictions`, in place, and return how they differ."""
+    best = tracked.argmax(axis=1)
+    for row, (prediction, k) in enumerate(zip(predictions, best.tolist(), strict=True)):
+        prediction["tracked"] = TopClass(index=k, label=classes[k], probability=float(tracked[row, k]))
+    differing = np.flatnonzero(best != own.argmax(axis=1))
+    return Comparison(
+        disagreement=len(differing) / len(best),
+        rows=differing.tolist(),
+        max_difference=float(np.abs(own - tracked).max()),
+    )

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from augserve import errors
+from augserve.service.observe import note
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ class Refusal(NamedTuple):
 
 TABLE: dict[type[errors.AugserveError], Refusal] = {
     errors.MalformedRequestError: Refusal(400, "malformed_request"),
+    errors.MissingApiKeyError: Refusal(401, "missing_api_key"),
+    errors.InvalidApiKeyError: Refusal(403, "invalid_api_key"),
     errors.UnknownModelError: Refusal(404, "unknown_model"),
     errors.PayloadTooLargeError: Refusal(413, "payload_too_large"),
     errors.MediaTypeError: Refusal(415, "unsupported_media_type"),
@@ -54,7 +57,10 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _on_unexpected)
 
 
-def _respond(refusal: Refusal, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def _respond(
+    request: Request, refusal: Refusal, message: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    note(request.scope, code=refusal.code)
     headers = dict(headers or {})
     if refusal.retry_after_s is not None:
         headers["Retry-After"] = str(refusal.retry_after_s)
@@ -65,7 +71,7 @@ async def _on_augserve_error(request: Request, error: Exception) -> JSONResponse
     refusal = refusal_of(error) if isinstance(error, errors.AugserveError) else INTERNAL
     if refusal is INTERNAL:
         return await _on_unexpected(request, error)
-    return _respond(refusal, str(error))
+    return _respond(request, refusal, str(error))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
@@ -74,14 +80,14 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     headers = dict(getattr(error, "headers", None) or {})
     if status == 404:
         message = f"no path {request.url.path[:80]} here; /docs lists the paths"
-        return _respond(Refusal(404, "not_found"), message, headers)
+        return _respond(request, Refusal(404, "not_found"), message, headers)
     if status == 405:
         allowed = headers.get("allow") or headers.get("Allow", "another method")
         message = f"expected {allowed} for {request.url.path[:80]}; got {request.method[:20]}"
-        return _respond(Refusal(405, "method_not_allowed"), message, headers)
-    return _respond(Refusal(status, "http_error"), str(getattr(error, "detail", error))[:200], headers)
+        return _respond(request, Refusal(405, "method_not_allowed"), message, headers)
+    return _respond(request, Refusal(status, "http_error"), str(getattr(error, "detail", error))[:200], headers)
 
 
 async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _respond(INTERNAL, "the server failed on this request; its log says why")
+    return _respond(request, INTERNAL, "the server failed on this request; its log says why")

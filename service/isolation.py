@@ -1,17 +1,19 @@
-"""Statistics groups of one request: the only place where group ids and tracked weights are made.
+"""Statistics groups of requests and of runs: the only place where group ids and tracked weights are made.
 
 A row is normalised with the rows of its own group and with no others, so an answer is a function of its
-request alone. The arrays made here are inputs of the graph.
+request alone, whichever requests share its run. The arrays made here are inputs of the graph.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from augserve.errors import StatisticsError
+from augserve.errors import PayloadTooLargeError, StatisticsError
 from augserve.statistics import Remainder, Statistics, split_rows
 
 
@@ -73,3 +75,84 @@ def group_rows(
         )
     per_row = np.repeat(np.asarray(weights, np.float32), sizes)
     return Groups(ids, per_row, sizes, weights, list(range(len(ids), n)), warnings)
+
+
+class Piece(NamedTuple):
+    """Rows that run together: whole statistics groups of one request, or some of its tracked rows.
+
+    rows: float32 (K, C, H, W). ids: int64 (K,), 0..G-1. tracked_weight: float32 (K,). groups: rows of each group.
+    """
+
+    rows: npt.NDArray[np.float32]
+    ids: npt.NDArray[np.int64]
+    tracked_weight: npt.NDArray[np.float32]
+    groups: list[int]
+
+
+def cut(rows: npt.NDArray[np.float32], groups: Groups, limit: int, *, apart: bool = False) -> list[Piece]:
+    """Cut a request into what need not run together.
+
+    Args:
+        rows: kept rows, float32 (K, C, H, W).
+        groups: their groups, in order.
+        limit: the most rows of a run.
+        apart: whether each group must have a run of its own, in a file that takes no groups.
+
+    Returns:
+        Pieces of at most `limit` rows. Groups stay whole, except where all their rows are tracked: such rows
+        have nothing to do with each other.
+
+    Raises:
+        PayloadTooLargeError: a group with statistics of its own that is larger than a run may be.
+
+    Example:
+        >>> groups = group_rows(5, Statistics("batch"), 2)
+        >>> [piece.groups for piece in cut(rows, groups, 4)]
+        [[2, 2], [1]]
+    """
+    if len(rows) <= limit and not (apart and len(groups.sizes) > 1):
+        return [Piece(rows, groups.ids, groups.tracked_weight, groups.sizes)]
+    spans: list[tuple[int, int, list[int]]] = []  # first row, row behind the last, groups
+    for size, weight, end in zip(groups.sizes, groups.weights, accumulate(groups.sizes), strict=True):
+        start = end - size
+        if size > limit and weight < 1:
+            raise PayloadTooLargeError(
+                f"expected statistics groups of at most {limit} rows (max_batch_size); got one of {size}; "
+                "choose a smaller batch_size, or tracking"
+            )
+        for first in range(start, end, limit):
+            last = min(first + limit, end)
+            if spans and not apart and last - spans[-1][0] <= limit:
+                spans[-1] = (spans[-1][0], last, [*spans[-1][2], last - first])
+            else:
+                spans.append((first, last, [last - first]))
+    return [
+        Piece(
+            rows[first:last],
+            groups.ids[first:last] - groups.ids[first],
+            groups.tracked_weight[first:last],
+            sizes,
+        )
+        for first, last, sizes in spans
+    ]
+
+
+def merge(
+    pieces: Sequence[Piece],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Put pieces, of any requests, into one run: each keeps its groups, under ids that no other has.
+
+    Returns:
+        rows float32 (N, C, H, W), ids int64 (N,), tracked_weight float32 (N,): inputs of the graph.
+
+    Example:
+        >>> rows, ids, weights = merge([piece, piece])
+    """
+    if len(pieces) == 1:
+        return pieces[0].rows, pieces[0].ids, pieces[0].tracked_weight
+    firsts = accumulate((len(piece.groups) for piece in pieces[:-1]), initial=0)
+    return (
+        np.concatenate([piece.rows for piece in pieces]),
+        np.concatenate([piece.ids + first for piece, first in zip(pieces, firsts, strict=True)]),
+        np.concatenate([piece.tracked_weight for piece in pieces]),
+    )

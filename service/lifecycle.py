@@ -1,4 +1,4 @@
-"""The states of one server: starting (the model loads), ready, draining (accepted requests finish)."""
+"""The states of one server: starting (models load), ready, draining (accepted requests finish)."""
 
 from __future__ import annotations
 
@@ -6,41 +6,89 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
-from augserve.errors import AugserveError, NotReadyError
-from augserve.service.dataplane import Predictor
+import numpy as np
+import numpy.typing as npt
+
+from augserve.errors import AugserveError, ModelFileError, NotReadyError
+from augserve.service.dataplane import Job, Predictor
+from augserve.service.metrics import Metrics
+from augserve.service.repository import Repository, check_paths
 from augserve.service.rows import Limits
-from augserve.service.scheduler import Scheduler
+from augserve.service.scheduler import Deadline, RunReport, Scheduler
 from augserve.service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-LOAD_GRACE_S = 2.0  # a model that loads in this time is never seen as not ready
+LOAD_GRACE_S = 2.0  # models that load in this time are never seen as not ready
+
+Logits = npt.NDArray[np.float32]
+T = TypeVar("T")
+
+
+class Outcome(NamedTuple):
+    """A job and its logits, float32 (K, classes); with `compare` also those of tracked statistics; seconds."""
+
+    job: Job
+    logits: Logits
+    tracked: Logits | None
+    queue_s: float
+    run_s: float
 
 
 class Service:
-    """What the routes share: the settings, the model once it is there, and the scheduler.
+    """What the routes share: the settings, the models once they are there, and the scheduler.
 
     Args:
-        settings: the operator's choices.
-        predictor: a model that is already open; None loads settings.model at `start`.
+        settings: the operator's choices; the models are opened by `load`, or when the application starts.
     """
 
-    def __init__(self, settings: Settings, predictor: Predictor | None = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.predictor = predictor
+        self.metrics = Metrics()
+        self.models = Repository(settings.model, self._open, self._changed)
         self.limits = Limits(settings.max_rows, settings.max_image_pixels)
-        self.scheduler = Scheduler(settings.workers, settings.queue_limit)
+        self.scheduler = Scheduler(
+            settings.workers,
+            settings.queue_limit,
+            settings.max_batch_size,
+            settings.batch_timeout_s,
+            report=self._report,
+        )
+        self.metrics.watch_queue(lambda: self.scheduler.waiting)
+        self.metrics.watch_ready(self._takes)
         self.accepted = 0
         self._draining = False
         self._failed = False
+        self._loaded = False
         self._loading: asyncio.Task[None] | None = None
+        self._polling: asyncio.Task[None] | None = None
+
+    def load(self) -> None:
+        """Open the models, in the calling thread.
+
+        Raises:
+            ModelFileError: nothing to serve; of files that were named, any that does not open or fails its check.
+            ConfigurationError: a provider that there is not, or that does not start.
+        """
+        check_paths(self.settings.model)
+        self.models.refresh(strict=not self.models.has_folders)
+        if not len(self.models):
+            reasons = "; ".join(f"{status.name}: {status.reason}" for status in self.models.index())
+            where = ", ".join(map(str, self.settings.model))
+            raise ModelFileError(f"{where}: expected a model that can be served; {reasons or 'found none'}")
+        self._loaded = True
+        self.metrics.ready()
 
     async def start(self) -> None:
-        """Begin to load the model, unless it is there, and give it a moment: a small one is ready on return."""
-        if self.predictor is None:
+        """Begin to load the models, unless they are there, and give them a moment: small ones are then ready."""
+        if not self._loaded:
             self._loading = asyncio.get_running_loop().create_task(self._load())
             await asyncio.wait({self._loading}, timeout=LOAD_GRACE_S)
+        if self.settings.repository_poll_s and self.models.has_folders:
+            self._polling = asyncio.get_running_loop().create_task(self._poll())
 
     def drain(self) -> None:
         """Refuse new requests from now on; safe in a signal handler."""
@@ -54,41 +102,131 @@ class Service:
     async def stop(self) -> None:
         """Refuse new requests and let go of the threads."""
         self.drain()
-        if self._loading is not None:
-            await asyncio.wait({self._loading})
+        if self._polling is not None:
+            self._polling.cancel()
+        tasks = [task for task in (self._loading, self._polling) if task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
         self.scheduler.close()
 
-    def ready(self) -> Predictor:
-        """Return the model.
+    def ready(self) -> None:
+        """Say that requests are taken.
 
         Raises:
-            NotReadyError: starting, draining, or a model that could not be loaded.
+            NotReadyError: starting, draining, or no model could be loaded.
         """
         if self._draining:
             raise NotReadyError("expected a request before the server stops; it is draining; ask another server")
         if self._failed:
             raise NotReadyError("the model could not be loaded; the server's log says why")
-        if self.predictor is None:
+        if not self._loaded:
             raise NotReadyError("the model is still loading; try again")
-        return self.predictor
 
     @contextmanager
-    def accept(self) -> Iterator[Predictor]:
-        """Count a request as accepted, so that draining waits for it.
+    def taking(self) -> Iterator[None]:
+        """Count a request as accepted, so that draining waits for it, and give it one of the bounded places.
 
         Raises:
             NotReadyError: as `ready`.
+            QueueFullError: every place is taken.
         """
-        predictor = self.ready()
+        self.ready()
         self.accepted += 1
         try:
-            yield predictor
+            with self.scheduler.place():
+                yield
         finally:
             self.accepted -= 1
 
+    @contextmanager
+    def accept(self, model: str | None = None, version: str | None = None) -> Iterator[Predictor]:
+        """Take a request whose model is known, and give the version that answers it.
+
+        Raises:
+            NotReadyError: as `ready`.
+            QueueFullError: every place is taken.
+            UnknownModelError: no such model or version.
+        """
+        with self.taking():
+            yield self.models.get(model, version)
+
+    async def prepare(self, job: Callable[[], T], deadline: Deadline, *, inline: bool = False) -> T:
+        """Parse and check, in a codec thread, or on the event loop where `inline` says that it takes no time.
+
+        Raises:
+            AugserveError: what `job` raises, or a deadline that passed.
+        """
+        return job() if inline else await self.scheduler.work(job, deadline)
+
+    async def run(
+        self,
+        predictor: Predictor,
+        prepare: Callable[[], Job],
+        deadline: Deadline,
+        caller: str,
+        *,
+        inline: bool = False,
+    ) -> Outcome:
+        """Prepare a job and execute it; arguments and errors are those of `prepare` and `execute`."""
+        return await self.execute(predictor, await self.prepare(prepare, deadline, inline=inline), deadline, caller)
+
+    async def execute(self, predictor: Predictor, job: Job, deadline: Deadline, caller: str) -> Outcome:
+        """Run a job, together with those of others.
+
+        Args:
+            predictor: the version that prepared it.
+            job: rows, groups and settings.
+            deadline: by which the first run must have begun.
+            caller: whose turn it takes.
+
+        Raises:
+            DeadlineError: it had not.
+            PayloadTooLargeError: a statistics group larger than a run may be.
+        """
+        limit = self.settings.max_batch_size
+        form, pieces = predictor.form_of(job.statistics), predictor.pieces(job, limit)
+        running = self.scheduler.run(form, pieces, caller, deadline)
+        if not job.settings.compare or job.statistics.mode == "tracked":
+            ran = await running
+            self.metrics.queued(predictor.name, ran.queue_s)
+            return Outcome(job, ran.logits, ran.logits if job.settings.compare else None, ran.queue_s, ran.run_s)
+        tracked = predictor.as_tracked(job)
+        beside = self.scheduler.run(
+            predictor.form_of(tracked.statistics), predictor.pieces(tracked, limit), caller, deadline
+        )
+        ran, compared = await asyncio.gather(running, beside)
+        self.metrics.queued(predictor.name, ran.queue_s)
+        queue_s, run_s = max(ran.queue_s, compared.queue_s), ran.run_s + compared.run_s
+        return Outcome(job, ran.logits, compared.logits, queue_s, run_s)
+
+    def _takes(self) -> bool:
+        return self._loaded and not self._draining
+
+    def _open(self, path: Path, name: str, version: str) -> Predictor:
+        settings = self.settings
+        predictor = Predictor.open(
+            path,
+            providers=settings.providers,
+            threads=settings.threads,
+            name=name,
+            version=version,
+            fold=settings.fold_tracked,
+            fall_back=settings.provider_fallback,
+        )
+        predictor.warm_up(settings.warmup_rows())
+        return predictor
+
+    def _changed(self, name: str, version: str, serves: bool) -> None:
+        (self.metrics.loaded if serves else self.metrics.unloaded)(name, version)
+
+    def _report(self, run: RunReport) -> None:
+        self.metrics.run(run.model, run.requests, run.rows, run.groups, run.seconds)
+        if run.failed:
+            self.metrics.run_error(run.model)
+
     async def _load(self) -> None:
         try:
-            self.predictor = await asyncio.to_thread(open_predictor, self.settings)
+            await asyncio.to_thread(self.load)
         except AugserveError as error:
             self._failed = True
             logger.error("%s", error)  # noqa: TRY400 - says all there is to say
@@ -96,7 +234,10 @@ class Service:
             self._failed = True
             logger.exception("loading %s failed", self.settings.model)
 
-
-def open_predictor(settings: Settings) -> Predictor:
-    """Open the model that the settings name; errors are those of `Predictor.open`."""
-    return Predictor.open(settings.model, providers=settings.providers, threads=settings.threads)
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.repository_poll_s)
+            try:
+                await asyncio.to_thread(self.models.refresh)
+            except Exception as error:  # a folder that cannot be read just now: what serves goes on
+                logger.error("the repository could not be read: %s", error)  # noqa: TRY400

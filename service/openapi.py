@@ -13,6 +13,7 @@ from augserve.manifest import Manifest
 from augserve.service.http_errors import TABLE
 from augserve.service.lifecycle import Service
 from augserve.service.schemas import ErrorBody, PredictSettings
+from augserve.service.v2.openapi import add_examples
 
 PREDICT_DESCRIPTION = """Predict rows, each normalised by tracked statistics or by its own statistics group.
 
@@ -29,6 +30,13 @@ def _responses(statuses: set[int]) -> dict[int | str, dict[str, Any]]:
 
 RESPONSES = _responses({row.status for row in TABLE.values()})
 NOT_READY = _responses({503})
+
+
+OF_ARRAYS = "Beside a body in NumPy's format alone; other bodies hold their settings."
+WEIGHTS: dict[str, dict[str, Any]] = {
+    "tracked_weight": {"type": "number", "minimum": 0, "maximum": 1},
+    "prior": {"type": "number", "minimum": 0},
+}
 
 
 def describe(document: dict[str, Any], service: Service) -> dict[str, Any]:
@@ -48,19 +56,29 @@ def describe(document: dict[str, Any], service: Service) -> dict[str, Any]:
     json_body: dict[str, Any] = {"schema": _body({"instances": instances}, properties)}
     form_fields = {
         "file": {"type": "array", "items": image, "minItems": 1},
-        "tracked_weight": {"type": "number", "minimum": 0, "maximum": 1},
-        "prior": {"type": "number", "minimum": 0},
+        **WEIGHTS,
     }
     form_body: dict[str, Any] = {"schema": _body(form_fields, properties)}
-    content = {"application/json": json_body}
-    if service.predictor is not None:
-        manifest = service.predictor.manifest
+    npy = {"schema": {"type": "string", "format": "binary", "description": "rows as an array in NumPy's format"}}
+    content: dict[str, Any] = {"application/json": json_body, "application/octet-stream": npy}
+    # An array has no room for settings: they stand in the address.
+    operation["parameters"] = [
+        {"name": name, "in": "query", "required": False, "schema": _given(schema), "description": OF_ARRAYS}
+        for name, schema in {**properties, **WEIGHTS}.items()
+        if name != "blend"
+    ]
+    open_versions = service.models.predictors()
+    images = True
+    if open_versions:
+        manifest = open_versions[0].manifest
+        images = manifest.preprocessing is not None
+        add_examples(document, open_versions[0].name, open_versions[0].version, manifest)
         settings = _example_settings(manifest)
         json_body["example"] = {"instances": _example_instances(manifest), **settings}
         if manifest.preprocessing is not None:
             form_body["example"] = {name: str(value).lower() for name, value in settings.items()}
             operation["description"] += _example_command(service, settings)
-    if service.predictor is None or service.predictor.manifest.preprocessing is not None:
+    if images:
         content["multipart/form-data"] = form_body
     operation["requestBody"] = {"required": True, "content": content}
     return document
@@ -70,6 +88,12 @@ def _settings_schema() -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the properties of the settings and the schemas that they refer to."""
     schema = PredictSettings.model_json_schema(by_alias=True, ref_template="#/components/schemas/{model}")
     return schema["properties"], schema.get("$defs", {})
+
+
+def _given(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a setting that is there: without null, which a text cannot be, and without a default."""
+    kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
+    return {name: value for name, value in kinds[0].items() if name not in ("default", "title")}
 
 
 def _body(first: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Who waits and who runs: a bounded number of requests, a deadline for each, threads for all heavy work.
 
-A request takes a place before its body is read, so that memory is bounded by places x body limit. Each
-request is a run of its own. The event loop only hands work over.
+A request takes a place before its body is read, so that memory is bounded by places x body limit. What it wants run
+waits in the queue of a form (one graph of one model); when a thread is free, the queue whose first entry waited
+longest gives it one run's worth of entries, of any callers. All this happens on the event loop, which only hands
+work over and never waits for a model.
 """
 
 from __future__ import annotations
@@ -9,15 +11,21 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from augserve.errors import DeadlineError, QueueFullError
+from augserve.service.batching import Entry, FairQueue, when_to_run
+from augserve.service.forms import Form
+from augserve.service.isolation import Piece, merge
 
 T = TypeVar("T")
+Logits = npt.NDArray[np.float32]
 
 
 class Deadline:
@@ -41,29 +49,94 @@ class Deadline:
         return DeadlineError(f"expected to run this request within {self.seconds:g} s; by then {what}; try again")
 
 
-@dataclass(frozen=True)
-class Timed(Generic[T]):
-    """What a job returned, the seconds that it waited for a thread, and the seconds that it took."""
+class Ran(NamedTuple):
+    """The logits float32 (K, classes) of a request; the seconds that it waited for a run, and that runs took."""
 
-    result: T
+    logits: Logits
     queue_s: float
     run_s: float
 
 
-class Scheduler:
-    """Places for requests, and two pools of threads: one parses and writes, the other runs the model.
+class RunReport(NamedTuple):
+    """One run: the model, how many requests and rows shared it, its seconds, and whether some of it failed.
 
-    Args:
-        workers: threads that run the model.
-        queue_limit: requests that may hold a place beyond the `workers` that run.
+    groups: rows of each statistics group, where not all rows are tracked.
     """
 
-    def __init__(self, workers: int, queue_limit: int) -> None:
+    model: str
+    requests: int
+    rows: int
+    groups: list[int]
+    seconds: float
+    failed: bool
+
+
+class _Request:
+    """A request in the queue: its pieces come back one by one."""
+
+    def __init__(self, form: Form, pieces: Sequence[Piece], caller: str) -> None:
+        self.lane: _Lane = (form, pieces[0].rows.shape[1:])
+        self.arrived = time.perf_counter()
+        self.began = self.ended = 0.0
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.results: list[Logits | None] = [None] * len(pieces)
+        self.entries = [Entry(len(p.ids), caller, self.arrived, (self, k, p)) for k, p in enumerate(pieces)]
+        self.missing = len(pieces)
+
+    def finish(self, index: int, result: Logits | Exception) -> None:
+        if isinstance(result, Exception):
+            if not self.done.done():
+                self.done.set_exception(result)
+            return
+        self.results[index] = result
+        self.missing -= 1
+        if not self.missing and not self.done.done():
+            self.ended = time.perf_counter()
+            self.done.set_result(None)
+
+
+_Item = tuple[_Request, int, Piece]
+_Lane = tuple[Form, tuple[int, ...]]  # rows of one shape for one form can share a run
+
+
+class Scheduler:
+    """Places for requests, and two pools of threads: one parses and writes, the other runs models.
+
+    Args:
+        workers: threads that run models, one run each.
+        queue_limit: requests that may hold a place beyond the `workers` that run.
+        max_batch_size: rows that fill a run.
+        batch_timeout_s: the longest wait for more rows while other runs are in progress; a request that finds the
+            server idle is run at once.
+        report: called on the event loop after every run.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        queue_limit: int,
+        max_batch_size: int = 256,
+        batch_timeout_s: float = 0.0,
+        report: Callable[[RunReport], None] = lambda run: None,
+    ) -> None:
         self.places = workers + queue_limit
         self.taken = 0
+        self.max_batch_size = max_batch_size
+        self._batch_timeout_s = batch_timeout_s
+        self._report = report
         self._queue_limit = queue_limit
+        self._workers = workers
+        self._running = 0
+        self._queues: dict[_Lane, FairQueue[_Item]] = {}
+        self._found_idle: set[_Lane] = set()
+        self._timer: asyncio.TimerHandle | None = None
         self._run_pool = ThreadPoolExecutor(workers, thread_name_prefix="augserve-run")
         self._codec_pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="augserve-codec")
+
+    @property
+    def waiting(self) -> int:
+        """What waits for a run: requests, or parts of one."""
+        return sum(len(queue) for queue in self._queues.values())
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -80,40 +153,130 @@ class Scheduler:
         finally:
             self.taken -= 1
 
-    async def decode(self, job: Callable[[], T], deadline: Deadline) -> T:
-        """Run `job` in a codec thread, unless its deadline passes first."""
-        return (await _submit(self._codec_pool, job, deadline)).result
-
-    async def run(self, job: Callable[[], T], deadline: Deadline) -> Timed[T]:
-        """Run `job` in a model thread, unless its deadline passes first.
+    async def work(self, job: Callable[[], T], deadline: Deadline | None = None) -> T:
+        """Run `job` in a codec thread, unless its deadline passes before one is free.
 
         Raises:
             DeadlineError: no thread took the job in time.
         """
-        return await _submit(self._run_pool, job, deadline)
 
-    async def encode(self, job: Callable[[], T]) -> T:
-        """Run `job` in a codec thread; a request that has run is answered, however late."""
-        return await asyncio.get_running_loop().run_in_executor(self._codec_pool, job)
+        def timely() -> T:
+            if deadline is not None:
+                deadline.check()
+            return job()
+
+        future = self._codec_pool.submit(timely)
+        waiter = asyncio.wrap_future(future)
+        if deadline is not None:
+            done, _ = await asyncio.wait({waiter}, timeout=deadline.remaining())
+            if not done and future.cancel():  # False once it runs: then its answer is waited for
+                raise deadline.error("it still waited for a thread")
+        return await waiter
+
+    async def run(self, form: Form, pieces: Sequence[Piece], caller: str, deadline: Deadline) -> Ran:
+        """Run the pieces of a request, each with whatever else waits for the same form.
+
+        Args:
+            form: the graph to run.
+            pieces: what must not be parted; the logits come back in their order.
+            caller: whose turn it takes.
+            deadline: by which its first run must have begun.
+
+        Raises:
+            DeadlineError: it had not.
+            Exception: whatever the model raises for this request alone.
+        """
+        request = _Request(form, pieces, caller)
+        queue = self._queues.setdefault(request.lane, FairQueue())
+        if not queue.rows and not self._running:
+            self._found_idle.add(request.lane)
+        for entry in request.entries:
+            queue.add(entry)
+        self._dispatch()
+        timer = asyncio.get_running_loop().call_later(deadline.remaining(), self._expire, request, deadline)
+        try:
+            await request.done
+        finally:
+            timer.cancel()
+            if request.missing:
+                self._withdraw(request)
+        parts = [part for part in request.results if part is not None]
+        logits = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return Ran(logits, request.began - request.arrived, request.ended - request.began)
 
     def close(self) -> None:
         """Take no more jobs; those that run finish in their threads."""
         for pool in (self._run_pool, self._codec_pool):
             pool.shutdown(wait=False, cancel_futures=True)
 
+    def _expire(self, request: _Request, deadline: Deadline) -> None:
+        if not request.began and not request.done.done():
+            request.done.set_exception(deadline.error("its run had not begun"))
 
-async def _submit(pool: ThreadPoolExecutor, job: Callable[[], T], deadline: Deadline) -> Timed[T]:
-    submitted = time.perf_counter()
+    def _withdraw(self, request: _Request) -> None:
+        queue = self._queues.get(request.lane)
+        if queue is not None:
+            for entry in request.entries:
+                queue.discard(entry)
+            if not queue.rows:
+                del self._queues[request.lane]
+                self._found_idle.discard(request.lane)
 
-    def timed() -> Timed[T]:
-        deadline.check()
-        began = time.perf_counter()
-        result = job()
-        return Timed(result, began - submitted, time.perf_counter() - began)
+    def _dispatch(self) -> None:
+        """Start runs as long as there are free threads and queues that may run."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._running < self._workers and self._queues:
+            lane, queue = min(self._queues.items(), key=lambda waiting: waiting[1].oldest())
+            due = when_to_run(
+                queue.rows, queue.oldest(), self.max_batch_size, self._batch_timeout_s, lane in self._found_idle
+            )
+            wait = due - time.perf_counter()
+            if wait > 0:
+                self._timer = asyncio.get_running_loop().call_later(wait, self._dispatch)
+                return
+            self._start(lane, queue)
 
-    future = pool.submit(timed)
-    waiter = asyncio.wrap_future(future)
-    done, _ = await asyncio.wait({waiter}, timeout=deadline.remaining())
-    if not done and future.cancel():  # False once it runs: then its answer is waited for
-        raise deadline.error("it still waited for a thread")
-    return await waiter
+    def _start(self, lane: _Lane, queue: FairQueue[_Item]) -> None:
+        form, _ = lane
+        items = queue.take(self.max_batch_size if form.merges else 1)
+        self._found_idle.discard(lane)
+        if not queue.rows:
+            del self._queues[lane]
+        now = time.perf_counter()
+        for request, _, _ in items:
+            request.began = request.began or now
+        self._running += 1
+        loop = asyncio.get_running_loop()
+
+        def run() -> None:
+            results = run_together(form, [piece for _, _, piece in items])
+            loop.call_soon_threadsafe(self._finished, form, items, results, time.perf_counter() - now)
+
+        self._run_pool.submit(run)
+
+    def _finished(self, form: Form, items: list[_Item], results: list[Logits | Exception], seconds: float) -> None:
+        self._running -= 1
+        for (request, index, _), result in zip(items, results, strict=True):
+            request.finish(index, result)
+        self._dispatch()
+        requests = len({id(request) for request, _, _ in items})
+        pieces = [piece for _, _, piece in items]
+        rows = sum(len(piece.ids) for piece in pieces)
+        groups = [size for piece in pieces if piece.tracked_weight.min() < 1 for size in piece.groups]
+        failed = any(isinstance(result, Exception) for result in results)
+        self._report(RunReport(form.model, requests, rows, groups, seconds, failed))
+
+
+def run_together(form: Form, pieces: list[Piece]) -> list[Logits | Exception]:
+    """Run pieces together; where that fails, each by itself, so that a failure stays with its request."""
+    try:
+        logits = form.run(*merge(pieces))
+        if len(pieces) == 1:
+            return [logits]
+        return list(np.split(logits, np.cumsum([len(piece.ids) for piece in pieces])[:-1]))
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but this
+        if len(pieces) == 1:
+            return [error]
+    return [result for piece in pieces for result in run_together(form, [piece])]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from augserve.errors import ConfigurationError
 from augserve.statistics import Remainder
@@ -37,6 +37,7 @@ class PredictSettings(BaseModel):
         blend: instead of tracking, a mixture of both.
         top_k: also the k most probable classes of each row (all of them when there are fewer).
         returns: parts of each prediction ("return" in a request): label, probabilities, logits.
+        compare: also the prediction of each row with tracked statistics, and how often the two differ.
 
     Example:
         >>> PredictSettings(batch_size=32, tracking=False).remainder
@@ -52,6 +53,7 @@ class PredictSettings(BaseModel):
     blend: Blend | None = None
     top_k: Annotated[int, Field(ge=1)] | None = None
     returns: Annotated[list[Part], Field(min_length=1, alias="return")] = ["label", "probabilities"]
+    compare: bool = False
 
 
 FIELDS = tuple(field.alias or name for name, field in PredictSettings.model_fields.items())
@@ -113,6 +115,7 @@ class Prediction(TypedDict, total=False):
     probabilities: list[float]
     logits: list[float]
     top_k: list[TopClass]
+    tracked: TopClass
 
 
 class StatisticsUsed(TypedDict):
@@ -123,6 +126,18 @@ class StatisticsUsed(TypedDict):
     groups: list[int]
     remainder: str
     dropped: list[int]
+
+
+class Comparison(TypedDict):
+    """Predictions beside those of tracked statistics.
+
+    disagreement: share of the rows whose most probable class differs; rows: which they are; max_difference: the
+    largest difference of a probability.
+    """
+
+    disagreement: float
+    rows: list[int]
+    max_difference: float
 
 
 class Timing(TypedDict):
@@ -136,6 +151,7 @@ class Timing(TypedDict):
 class Answer(TypedDict):
     """The answer to one request; predictions are in the order of its rows."""
 
+    comparison: NotRequired[Comparison]
     predictions: list[Prediction]
     model: str
     model_version: str

@@ -18,10 +18,12 @@ import uvicorn
 
 from augserve.errors import ConfigurationError
 from augserve.service.app import build_app
-from augserve.service.lifecycle import Service, open_predictor
+from augserve.service.lifecycle import Service
+from augserve.service.logs import access_log
 from augserve.service.settings import Settings
 
 DRAIN_MARGIN_S = 30
+KEEP_ALIVE_S = 75  # longer than load balancers keep a connection: they close it, not we under their request
 
 
 class _Stopped(BaseException):
@@ -29,7 +31,7 @@ class _Stopped(BaseException):
 
 
 def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) -> None:
-    """Serve one model until SIGTERM or SIGINT; returns once every accepted request is answered.
+    """Serve models until SIGTERM or SIGINT; returns once every accepted request is answered.
 
     Args:
         settings: the operator's choices.
@@ -43,16 +45,21 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
         >>> serve(read_settings(model="model.onnx", port=9000), on_ready=print)
     """
     with contextlib.suppress(_Stopped, KeyboardInterrupt), _stop_on_sigterm(), _bind(settings) as listener:
-        service = Service(settings, open_predictor(settings))
+        service = Service(settings)
+        app = build_app(service)
+        service.load()
+        _allow_connections()
         config = uvicorn.Config(
-            build_app(service),
+            app,
             log_level="warning",
             access_log=False,
             server_header=False,
             lifespan="on",
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=math.ceil(settings.request_timeout_s) + DRAIN_MARGIN_S,
         )
-        _Server(config, service, on_ready).run(sockets=[listener])
+        with access_log(settings.access_log):
+            _Server(config, service, on_ready).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
@@ -98,6 +105,15 @@ def _bind(settings: Settings) -> socket.socket:
             f"cannot listen on {where}: {error.strerror}; stop what listens there or choose another port"
         ) from None
     return listener
+
+
+def _allow_connections() -> None:
+    """Raise the process's limit of open files to what the system allows: each connection is one."""
+    with contextlib.suppress(ImportError, OSError, ValueError):  # not on Windows; not always allowed
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _url(listener: socket.socket) -> str:

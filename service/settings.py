@@ -1,10 +1,13 @@
-"""What an operator may choose: one model, one address, and the limits that keep strangers' requests harmless.
+"""What an operator may choose: models, one address, and the limits that keep strangers' requests harmless.
 
-Each setting is a flag of `augserve serve`, a field here and an environment variable AUGSERVE_<NAME>.
+Each setting is a flag of `augserve serve`, a field here, an environment variable AUGSERVE_<NAME>, and a key of the
+TOML file that `config` names; what stands first in this list wins.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +17,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from augserve.errors import ConfigurationError
 from augserve.runtime import DEFAULT_PROVIDERS
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # the same, for Python 3.10
+
 DEFAULT_PORT = 8000
+CPU = "CPUExecutionProvider"
 DEFAULT_MAX_IMAGE_PIXELS = 16 * 2**20
 PILLOW_MAX_PIXELS = 89_478_485  # above it Pillow itself warns of a decompression bomb
 
@@ -23,17 +32,29 @@ class Settings(BaseSettings):
     """The settings of one server; `read_settings` builds it with readable errors.
 
     Args:
-        model: the .onnx file to serve; its stem is the model's name.
+        model: .onnx files and repository folders (see `service.repository`), in one text parted by colons.
         host: the address to listen on.
         port: the TCP port; 0 lets the system choose one.
         max_body_bytes: the largest request body.
         max_rows: the most rows in one request.
         max_image_pixels: the most pixels (width x height) of an encoded image, checked before it is decoded.
-        queue_limit: requests that may wait while `workers` others run; one more is answered 429.
-        workers: threads that run the model, one request each.
+        queue_limit: requests that may wait while `workers` runs are in progress; one more is answered 429.
+        max_batch_size: the most rows in one run, of all requests in it together; also of one statistics group.
+        batch_timeout_s: seconds that a request waits for others to share its run, unless the server is idle.
+        workers: runs in progress at a time.
         threads: threads inside one operator of ONNX Runtime; 0 means one a core.
         providers: ONNX Runtime execution providers in order of preference, separated by commas.
+        provider_fallback: whether a provider that does not start leaves the model to the next one.
+        fold_tracked: whether requests with tracked statistics run on a graph of their own, norms folded away.
+        warmup_sizes: rows of the runs before the first request; nothing given: 1 on a CPU, else 1, 2, 4 .. up to
+            max_batch_size.
         request_timeout_s: seconds that a request may wait, from its first byte to the start of its run.
+        repository_poll_s: seconds between two looks at the folders for models that came, changed or went; 0: never.
+        repository_control: whether the Open Inference Protocol may load and unload models.
+        api_keys_file: a file of keys, KEY or NAME:KEY in a line; where there are any, here or by commas in the
+            environment's AUGSERVE_API_KEYS, requests must show one.
+        metrics_open: whether /metrics asks for no key.
+        access_log: whether each request is a line of JSON on stderr.
 
     Example:
         >>> Settings(model="model.onnx", port=9000).queue_limit
@@ -42,17 +63,48 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="AUGSERVE_", extra="forbid", frozen=True, env_ignore_empty=True)
 
-    model: Path
+    model: Annotated[tuple[Path, ...], NoDecode, Field(min_length=1)]
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = DEFAULT_PORT
     max_body_bytes: Annotated[int, Field(ge=1)] = 32 * 2**20
     max_rows: Annotated[int, Field(ge=1)] = 4096
     max_image_pixels: Annotated[int, Field(ge=1, le=PILLOW_MAX_PIXELS)] = DEFAULT_MAX_IMAGE_PIXELS
-    queue_limit: Annotated[int, Field(ge=0)] = 64
+    queue_limit: Annotated[int, Field(ge=0)] = 128
+    max_batch_size: Annotated[int, Field(ge=1)] = 256
+    batch_timeout_s: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 0.0
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     threads: Annotated[int, Field(ge=0)] = 0
     providers: Annotated[tuple[str, ...], NoDecode, Field(min_length=1)] = DEFAULT_PROVIDERS
+    provider_fallback: bool = False
+    fold_tracked: bool = True
+    warmup_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, NoDecode] = None
     request_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
+    repository_poll_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+    repository_control: bool = False
+    api_keys_file: Path | None = None
+    metrics_open: bool = False
+    access_log: bool = False
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _split_paths(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = [value] if os.path.exists(value) else [part for part in value.split(os.pathsep) if part]
+        return (value,) if isinstance(value, Path) else value
+
+    @field_validator("warmup_sizes", mode="before")
+    @classmethod
+    def _split_sizes(cls, value: object) -> object:
+        return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    def warmup_rows(self) -> list[int]:
+        """Return the numbers of rows to run before the first request."""
+        if self.warmup_sizes is not None:
+            return [min(size, self.max_batch_size) for size in self.warmup_sizes]
+        if self.providers[0] == CPU:
+            return [1]
+        sizes = [1 << power for power in range(self.max_batch_size.bit_length())]
+        return [*sizes, self.max_batch_size] if sizes[-1] != self.max_batch_size else sizes
 
     @field_validator("providers", mode="before")
     @classmethod
@@ -68,24 +120,28 @@ class Settings(BaseSettings):
         return DEFAULT_PORT if isinstance(value, str) and value.startswith("tcp://") else value
 
 
-def read_settings(**given: Any) -> Settings:
-    """Build the settings from what is given, then the environment, then the defaults.
+def read_settings(config: str | Path | None = None, **given: Any) -> Settings:
+    """Build the settings from what is given, then the environment, then the file, then the defaults.
 
     Args:
+        config: a TOML file of settings; None means the file that AUGSERVE_CONFIG names, if any.
         **given: fields of `Settings`; a field that is None counts as not given.
 
     Returns:
         The settings, checked.
 
     Raises:
-        ConfigurationError: a missing model, a value outside its range, or an unknown name.
+        ConfigurationError: a missing model, a value outside its range, an unknown name, or a file that cannot be
+            read.
 
     Example:
         >>> read_settings(model="model.onnx", port=None).port
         8000
     """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    config = config or os.environ.get("AUGSERVE_CONFIG")
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        return Settings(**{**(_read_file(config) if config else {}), **chosen})
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
@@ -96,3 +152,15 @@ def read_settings(**given: Any) -> Settings:
         else:
             message = f"setting {name} (AUGSERVE_{name.upper()}): {first['msg']}; got {first['input']!r}"
         raise ConfigurationError(message) from None
+
+
+def _read_file(config: str | Path) -> dict[str, Any]:
+    """Return the settings of a TOML file that the environment does not set."""
+    if not os.path.isfile(config):
+        raise ConfigurationError(f"{config}: expected a TOML file of settings, found nothing")
+    try:
+        values = tomllib.loads(Path(config).read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigurationError(f"{config}: expected a TOML file of settings ({error})") from None
+    set_outside = {name.upper() for name, value in os.environ.items() if value}
+    return {name: value for name, value in values.items() if f"AUGSERVE_{name.upper()}" not in set_outside}

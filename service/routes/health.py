@@ -24,5 +24,6 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz", responses=NOT_READY)
 async def readyz(request: Request) -> dict[str, str]:
     """Answer 200 exactly when requests are taken, 503 while starting or draining."""
-    predictor = cast("Service", request.app.state.service).ready()
-    return {"status": "ready", "model": predictor.name}
+    service = cast("Service", request.app.state.service)
+    service.ready()
+    return {"status": "ready", "models": ", ".join(sorted({one.name for one in service.models.predictors()}))}

@@ -10,12 +10,15 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from augserve.service.bodies import ParsedBody, check_headers, parse_form, parse_json, read_body
+from augserve.service.bodies import check_headers, parse, parses_at_once, read_body
 from augserve.service.dataplane import Job, Predictor
 from augserve.service.lifecycle import Service
+from augserve.service.observe import note, note_run
 from augserve.service.openapi import PREDICT_DESCRIPTION, RESPONSES
 from augserve.service.scheduler import Deadline
 from augserve.service.schemas import Answer, Timing
+
+ENCODED_AT_ONCE = 2**13  # numbers in an answer: beyond, a thread writes it
 
 router = APIRouter()
 
@@ -24,32 +27,46 @@ router = APIRouter()
 async def predict(request: Request) -> Response:
     """Answer one request; the docs show the body's fields."""
     service = cast("Service", request.app.state.service)
-    settings = service.settings
-    deadline = Deadline(settings.request_timeout_s)
-    with service.accept() as predictor:
-        media_type = check_headers(request, settings.max_body_bytes)
-        content_type = request.headers["content-type"]
-        with service.scheduler.place():
-            body = await read_body(request, settings.max_body_bytes, deadline)
+    deadline = Deadline(service.settings.request_timeout_s)
+    with service.taking():
+        media_type = check_headers(request, service.settings.max_body_bytes)
+        received = [await read_body(request, service.settings.max_body_bytes, deadline)]
+        query = request.query_params.multi_items()
 
-            def prepare() -> Job:
-                json = media_type == "application/json"
-                parsed = parse_json(body) if json else parse_form(body, content_type)
-                return _job(parsed, service, predictor, deadline)
+        def prepare() -> tuple[Predictor, Job]:
+            parsed = parse(received.pop(), request.headers["content-type"], query)
+            note(request.scope, model=parsed.settings.model)
+            predictor = service.models.get(parsed.settings.model)
+            predictor.statistics(
+                parsed.settings
+            )  # refuses what the model does not serve before an image is decoded
+            rows = parsed.make_rows(predictor.manifest, service.limits, deadline.check)
+            return predictor, predictor.prepare(rows, parsed.settings)
 
-            job = await service.scheduler.decode(prepare, deadline)
-            timed = await service.scheduler.run(lambda: predictor.run(job), deadline)
+        inline = parses_at_once(media_type, received[0])
+        predictor, job = await service.prepare(prepare, deadline, inline=inline)
+        note(
+            request.scope,
+            model=predictor.name,
+            mode=job.statistics.mode,
+            rows=len(job.rows),
+            groups=len(job.groups.sizes),
+        )
+        outcome = await service.execute(predictor, job, deadline, caller_of(request))
+        note_run(request.scope, outcome.queue_s, outcome.run_s)
 
-            def write() -> bytes:
-                timing = Timing(queue=1e3 * timed.queue_s, run=1e3 * timed.run_s, total=0.0)
-                answer = predictor.answer(job, timed.result, timing)
-                answer["timing_ms"]["total"] = 1e3 * (time.perf_counter() - deadline.started)
-                return orjson.dumps(answer)
+        def write() -> bytes:
+            timing = Timing(queue=1e3 * outcome.queue_s, run=1e3 * outcome.run_s, total=0.0)
+            answer = predictor.answer(job, outcome.logits, timing, outcome.tracked)
+            answer["timing_ms"]["total"] = 1e3 * (time.perf_counter() - deadline.started)
+            return orjson.dumps(answer)
 
-            return Response(await service.scheduler.encode(write), media_type="application/json")
+        small = outcome.logits.size <= ENCODED_AT_ONCE
+        content = write() if small else await service.scheduler.work(write)
+        return Response(content, media_type="application/json")
 
 
-def _job(parsed: ParsedBody, service: Service, predictor: Predictor, deadline: Deadline) -> Job:
-    predictor.statistics(parsed.settings)  # refuses what the model does not serve before any image is decoded
-    rows = parsed.make_rows(predictor.manifest, service.limits, deadline.check)
-    return predictor.prepare(rows, parsed.settings)
+def caller_of(request: Request) -> str:
+    """Return whose turn in the queue a request takes: the key's name, else the address that it came from."""
+    named = request.scope.get("state", {}).get("caller")
+    return str(named) if named else request.client.host if request.client else ""

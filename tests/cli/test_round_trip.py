@@ -145,6 +145,20 @@ def test_top_k_are_the_most_probable_classes(run: Run, finished: Round) -> None:
         assert one["top_k"][0]["label"] == one["label"]
 
 
+def test_a_comparison_holds_both_answers(run: Run, finished: Round) -> None:
+    asked = ["--batch-size", 2]
+    both = predictions(run, finished, "--no-tracking", "--compare", *asked)
+    own, tracked = (predictions(run, finished, mode, *asked) for mode in ("--no-tracking", "--tracking"))
+    np.testing.assert_allclose(probabilities(both), probabilities(own), atol=1e-6)
+    labels = [[one["label"] for one in answer["predictions"]] for answer in (own, tracked)]
+    assert [one["tracked"]["label"] for one in both["predictions"]] == labels[1]
+    differing = [k for k, (a, b) in enumerate(zip(*labels, strict=True)) if a != b]
+    assert both["comparison"]["rows"] == differing
+    assert both["comparison"]["disagreement"] == pytest.approx(len(differing) / IMAGES)
+    largest = np.abs(probabilities(own) - probabilities(tracked)).max()
+    assert both["comparison"]["max_difference"] == pytest.approx(largest, abs=1e-5)
+
+
 def test_the_table_shows_each_image_and_what_was_dropped(
     run: Run, finished: Round, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,12 +210,17 @@ def test_a_path_with_brackets_is_written_and_shown(
         ["--no-tracking", "--batch-size", 4, "--remainder", "merge"],
         ["--tracked-weight", 0.25, "--batch-size", 5],
         ["--prior", 8, "--batch-size", 4, "--remainder", "drop", "--top-k", 2],
+        ["--no-tracking", "--batch-size", 4, "--compare"],
     ],
 )
 def test_a_server_gives_the_same_answer(run: Run, finished: Round, url: str, flags: list[object]) -> None:
     here, there = predictions(run, finished, *flags), predictions(run, finished, *flags, "--url", url)
     np.testing.assert_allclose(probabilities(there), probabilities(here), atol=1e-6)
     assert there["statistics"] == here["statistics"]
+    beside = [answer.pop("comparison", {"rows": []}) for answer in (here, there)]
+    assert ("--compare" in flags) == (len(beside[0]) > 1)
+    assert beside[0].pop("rows") == beside[1].pop("rows")
+    assert beside[0] == pytest.approx(beside[1], abs=1e-6)
     assert there["model"] == here["model"] == "adaptive"
     assert [one["label"] for one in there["predictions"]] == [one["label"] for one in here["predictions"]]
 

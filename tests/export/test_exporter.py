@@ -177,13 +177,9 @@ def refused(network: nn.Module, path: Path, rows: Tensor, mode: str = "adaptive"
     return str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("norm", "conv_norm"),
-    [("group", False), ("instance", False), ("layer", False), ("oni", False), ("spectral", False), ("aug", True)],
-)
-def test_baselines_and_conv_norm_export(norm: str, conv_norm: bool, tmp_path: Path) -> None:
+def test_rows_of_one_channel(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = build_model("resnet20", in_channels=1, norm=norm, conv_norm=conv_norm)
+    network = build_model("resnet20", in_channels=1, norm="aug", conv_norm=True)
     x = torch.rand(5, 1, 8, 8)
     network(x)
     path = tmp_path / "model.onnx"

@@ -25,7 +25,7 @@ from augserve.export import export_onnx
 from augserve.norms import AugNorm2d
 from augserve.norms.symbolic import DOMAIN
 from tests.export.conftest import small_network
-from tests.export.test_native_operators import ENDINGS, INPUTS, OPERATORS, Feed, feed, one_node, run, some_rows
+from tests.export.native_operator_cases import ENDINGS, INPUTS, OPERATORS, Feed, feed, one_node, run, some_rows
 from tests.tolerances import PARITY
 
 SOURCES = Path(__file__).resolve().parents[2] / "native" / "cuda"

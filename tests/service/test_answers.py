@@ -165,6 +165,6 @@ def test_model_that_fails_its_self_check_is_not_opened(tmp_path: Path, monkeypat
         (np.zeros((1, 3), np.float32), "shape"),
         (np.full((1, 4), np.nan, np.float32), "NaN"),
     ):
-        monkeypatch.setattr("augserve.service.dataplane.run_rows", lambda *_, logits=logits: logits)
+        monkeypatch.setattr("augserve.service.forms.Form.run", lambda *_, logits=logits: logits)
         with pytest.raises(ModelFileError, match=f"self-check.*{came}"):
             Predictor.open(path)

@@ -1,7 +1,8 @@
-"""The client, against a real server."""
+"""The clients, against a real server."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 import socket
 from pathlib import Path
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from augserve.client import Client
-from augserve.errors import InputError, RemoteError
+from augserve.client import AsyncClient, Client, RefusedError
+from augserve.errors import RemoteError
 from tests.service.tiny import expected_logits, running, some_rows
 
 
@@ -61,6 +62,69 @@ def test_images_may_be_paths_or_bytes(client: Client, tmp_path: Path) -> None:
     assert set(blended["predictions"][0]) == {"index", "label", "probability"}
 
 
+@pytest.mark.parametrize("settings", [{}, {"tracking": False, "batch_size": 2}, {"blend": {"prior": 3.0}}])
+def test_every_encoding_gives_the_same_answer(client: Client, settings: dict) -> None:
+    rows = some_rows(5)
+    asked = {"returns": ["logits"], "top_k": 2, **settings}
+    as_json, as_npy = (client.predict(rows, encoding=encoding, **asked) for encoding in ("json", "npy"))
+    assert as_json["predictions"] == as_npy["predictions"]
+    assert as_json["statistics"] == as_npy["statistics"]
+
+
+def test_many_at_a_time_get_their_own_answers(client: Client) -> None:
+    batches = [some_rows(n, seed=n) for n in range(1, 9)]
+
+    async def ask() -> list[dict]:
+        async with AsyncClient(client.url) as many:
+            assert await many.ready()
+            return await asyncio.gather(*(many.predict(b, tracking=False, returns=["logits"]) for b in batches))
+
+    for rows, answer in zip(batches, asyncio.run(ask()), strict=True):
+        expected = expected_logits(rows, [list(range(len(rows)))], [0])
+        logits = [one["logits"] for one in answer["predictions"]]
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+
+
+def test_models_are_listed_and_named(client: Client) -> None:
+    (told,) = client.models()
+    assert told["state"] == "READY"
+
+    async def ask() -> list[dict]:
+        async with AsyncClient(client.url) as other:
+            return await other.models()
+
+    assert asyncio.run(ask()) == [told]
+    assert client.predict(some_rows(1), model=told["name"])["model"] == told["name"]
+    with pytest.raises(RefusedError, match=r"404.*'nobody'") as caught:
+        client.predict(some_rows(1), model="nobody")
+    assert (caught.value.status, caught.value.code) == (404, "unknown_model")
+
+
+@pytest.mark.parametrize("encoding", ["json", "npy"])
+def test_compare_gives_the_tracked_prediction_beside(client: Client, encoding: str) -> None:
+    rows = some_rows(8)
+    answer = client.predict(rows, tracking=False, compare=True, encoding=encoding)
+    own, tracked = (client.predict(rows, tracking=mode)["predictions"] for mode in (False, True))
+    beside = [one.pop("tracked")["label"] for one in answer["predictions"]]
+    assert answer["predictions"] == own
+    assert beside == [one["label"] for one in tracked]
+    differing = [k for k in range(8) if own[k]["label"] != tracked[k]["label"]]
+    assert differing  # else this test would show nothing
+    assert answer["comparison"]["rows"] == differing
+    assert "comparison" not in client.predict(rows, tracking=False, encoding=encoding)
+
+
+def test_ready_is_what_the_server_says(client: Client) -> None:
+    assert client.ready()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        gone = f"http://127.0.0.1:{free.getsockname()[1]}"
+    for url in (gone, client.url + "/docs"):
+        with Client(url) as other:
+            assert not other.ready()
+    with Client("127.0.0.1:8000") as other, pytest.raises(RemoteError, match="could not reach"):
+        other.ready()
+
+
 def test_refusal_holds_the_server_s_words(client: Client) -> None:
     with pytest.raises(RemoteError, match=r"422: expected rows of shape \(N, 3, 8, 8\)"):
         client.predict(np.zeros((1, 1, 8, 8)))
@@ -70,28 +134,12 @@ def test_refusal_holds_the_server_s_words(client: Client) -> None:
         client.predict(some_rows(1), remainder="pad")
 
 
-@pytest.mark.parametrize(
-    ("rows", "words"),
-    [
-        ([[1.0], [1.0, 2.0]], "different shapes"),
-        ([["a"]], "rows of numbers"),
-        (3.0, "rows of numbers"),
-        ([[float("nan")]], "finite"),
-        ([[1e39]], "finite"),
-        (["no-such-file.png"], "no-such-file.png: expected an image file"),
-    ],
-)
-def test_what_cannot_be_sent_is_an_input_error(client: Client, rows: object, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        client.predict(rows)
-
-
 def test_server_that_is_not_there_is_one_clear_line() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     for url in (f"http://127.0.0.1:{port}", "127.0.0.1:8000", "ftp://127.0.0.1", "http://[", "http://"):
-        with Client(url) as client, pytest.raises(RemoteError, match="could not reach") as caught:
+        with Client(url, retries=0) as client, pytest.raises(RemoteError, match="could not reach") as caught:
             client.predict(some_rows(1))
         assert "\n" not in str(caught.value)
 

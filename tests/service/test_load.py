@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from augserve.service import Predictor, create_app, lifecycle, read_settings
+from augserve.service import create_app, lifecycle, read_settings, scheduler
 from tests.service.tiny import running, some_rows, wait_until, write_model
 
 BODY = {"instances": some_rows(1).tolist()}
@@ -25,14 +25,14 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered = 0
         self.open = threading.Event()
-        run = Predictor.run
+        run = scheduler.run_together
 
-        def held(predictor: Predictor, job: object) -> object:
+        def held(form: object, pieces: object) -> object:
             self.entered += 1
             assert self.open.wait(20)
-            return run(predictor, job)
+            return run(form, pieces)
 
-        monkeypatch.setattr(Predictor, "run", held)
+        monkeypatch.setattr(scheduler, "run_together", held)
 
 
 @pytest.fixture
@@ -88,13 +88,13 @@ def test_sender_that_goes_away_frees_its_place(model: Path) -> None:
 
 def test_a_request_is_refused_until_the_model_is_loaded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go = threading.Event()
-    load = lifecycle.open_predictor
+    load = lifecycle.Service.load
 
-    def slow(settings: object) -> Predictor:
+    def slow(service: lifecycle.Service) -> None:
         assert go.wait(20)
-        return load(settings)
+        load(service)
 
-    monkeypatch.setattr(lifecycle, "open_predictor", slow)
+    monkeypatch.setattr(lifecycle.Service, "load", slow)
     with running(model, wait=False) as client:
         for response in (client.get("/readyz"), client.post("/predict", json=BODY)):
             assert response.status_code == 503
@@ -105,7 +105,7 @@ def test_a_request_is_refused_until_the_model_is_loaded(model: Path, monkeypatch
         assert client.get("/openapi.json").status_code == 200
         go.set()
         wait_until(lambda: client.get("/readyz").status_code == 200)
-        assert client.get("/readyz").json() == {"status": "ready", "model": "tiny"}
+        assert client.get("/readyz").json() == {"status": "ready", "models": "tiny"}
         assert client.post("/predict", json=BODY).status_code == 200
 
 

@@ -37,7 +37,7 @@ def test_command_of_the_docs_is_the_form(server: httpx.Client) -> None:
 def test_model_without_preprocessing_shows_numbers(tmp_path: Path) -> None:
     with running(write_model(tmp_path / "bare.onnx", preprocessing=None)) as client:
         operation = client.get("/openapi.json").json()["paths"]["/predict"]["post"]
-        assert list(operation["requestBody"]["content"]) == ["application/json"]
+        assert list(operation["requestBody"]["content"]) == ["application/json", "application/octet-stream"]
         example = operation["requestBody"]["content"]["application/json"]["example"]
         assert client.post("/predict", json=example).status_code == 200
 
@@ -49,9 +49,11 @@ def test_document_is_whole(server: httpx.Client) -> None:
     for name in re.findall(r'"#/components/schemas/(\w+)"', text):
         assert name in document["components"]["schemas"]
     operation = document["paths"]["/predict"]["post"]
-    assert {"200", "400", "404", "413", "415", "422", "429", "503", "504"} == set(operation["responses"])
+    assert {"200", "400", "401", "403", "404", "413", "415", "422", "429", "503", "504"} == set(
+        operation["responses"]
+    )
     json_schema = operation["requestBody"]["content"]["application/json"]["schema"]
     assert set(json_schema["properties"]) == {
-        "instances", "model", "batch_size", "remainder", "tracking", "blend", "top_k", "return",
+        "instances", "model", "batch_size", "remainder", "tracking", "blend", "top_k", "return", "compare",
     }  # fmt: skip
     assert json_schema["required"] == ["instances"]

@@ -181,8 +181,8 @@ def test_other_media_types_are_415(server: httpx.Client) -> None:
     ):
         response = server.post("/predict", content=b"{}", headers=headers)
         assert_refused(response, 415, "unsupported_media_type", headers.get("Content-Type", "none"))
-    response = server.post("/predict", content=b"{}", headers={**JSON, "Content-Encoding": "gzip"})
-    assert_refused(response, 415, "unsupported_media_type", "gzip")
+    response = server.post("/predict", content=b"{}", headers={**JSON, "Content-Encoding": "br"})
+    assert_refused(response, 415, "unsupported_media_type", "br")
 
 
 def test_text_sent_as_an_image_is_415(server: httpx.Client) -> None:
@@ -248,7 +248,7 @@ def test_unexpected_failure_is_500_and_logged(
     def fail(*_: object) -> None:
         raise KeyError("a secret")
 
-    monkeypatch.setattr(Predictor, "run", fail)
+    monkeypatch.setattr(Predictor, "prepare", fail)
     response = server.post("/predict", json={"instances": [ROW]})
     assert_refused(response, 500, "internal_error")
     assert "secret" not in response.text

@@ -20,13 +20,13 @@ BODY = {"instances": some_rows(2).tolist()}
 
 HELD_SERVER = """
 import sys
-from augserve.service import Predictor, read_settings, serve
-run = Predictor.run
-def held(predictor, job):
+from augserve.service import read_settings, scheduler, serve
+run = scheduler.run_together
+def held(form, pieces):
     print("running", flush=True)
     sys.stdin.readline()
-    return run(predictor, job)
-Predictor.run = held
+    return run(form, pieces)
+scheduler.run_together = held
 serve(read_settings(model=sys.argv[1], port=0, threads=1), on_ready=lambda url: print(url, flush=True))
 print("drained", flush=True)
 """
@@ -34,10 +34,10 @@ print("drained", flush=True)
 LOADING_SERVER = """
 import sys
 from augserve.service import server
-def never(settings):
+def never(service):
     print("loading", flush=True)
     sys.stdin.readline()
-server.open_predictor = never
+server.Service.load = never
 server.serve(server.Settings(model="tiny.onnx", port=0))
 print("stopped", flush=True)
 """

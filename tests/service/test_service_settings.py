@@ -16,7 +16,7 @@ def test_what_is_given_comes_before_the_environment_and_the_defaults(monkeypatch
     monkeypatch.setenv("AUGSERVE_PROVIDERS", "CUDAExecutionProvider, CPUExecutionProvider")
     monkeypatch.setenv("AUGSERVE_HOST", "")
     settings = read_settings(port=9001, workers=None)
-    assert settings.model == Path("from-environment.onnx")
+    assert settings.model == (Path("from-environment.onnx"),)
     assert settings.port == 9001
     assert settings.providers == ("CUDAExecutionProvider", "CPUExecutionProvider")
     assert (settings.host, settings.workers) == ("127.0.0.1", 1)
@@ -55,4 +55,4 @@ def test_application_without_settings_reads_the_environment(monkeypatch: pytest.
     with pytest.raises(ConfigurationError, match="AUGSERVE_MODEL"):
         create_app()
     monkeypatch.setenv("AUGSERVE_MODEL", "m.onnx")
-    assert create_app().state.service.settings.model == Path("m.onnx")
+    assert create_app().state.service.settings.model == (Path("m.onnx"),)

@@ -1,0 +1,69 @@
+"""One graph of a model behind one call: rows, groups and weights in, logits out.
+
+A model is served in one or two forms. Rows with tracked statistics run on a folded graph where there is one, all
+others on the adaptive graph; which of them a request takes depends on its settings alone. A file with batch
+statistics takes no groups: there each group is a run.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+CPU = "CPUExecutionProvider"
+
+
+class Form:
+    """A session and how it takes its inputs.
+
+    Args:
+        session: an open graph with one input of rows, and group and tracked_weight where it is adaptive.
+        model: the name of the model that it belongs to.
+        merges: whether rows of several groups may share a run.
+    """
+
+    def __init__(self, session: ort.InferenceSession, model: str, *, merges: bool = True) -> None:
+        self.session = session
+        self.model = model
+        self.merges = merges
+        names = [node.name for node in session.get_inputs()]
+        self._rows = next(name for name in names if name not in ("group", "tracked_weight"))
+        self._adaptive = "group" in names
+        self._output = session.get_outputs()[0].name
+        self._on_device = session.get_providers()[0] != CPU
+
+    def run(
+        self,
+        rows: npt.NDArray[np.float32],
+        ids: npt.NDArray[np.int64],
+        tracked_weight: npt.NDArray[np.float32],
+    ) -> npt.NDArray[np.float32]:
+        """Run rows.
+
+        Args:
+            rows: float32 (N, C, H, W).
+            ids: int64 (N,), the group of each row.
+            tracked_weight: float32 (N,), lambda of each row's group.
+
+        Returns:
+            Logits, float32 (N, K).
+        """
+        feed: dict[str, npt.NDArray[np.generic]] = {self._rows: rows}
+        if self._adaptive:
+            feed["group"] = ids
+            feed["tracked_weight"] = tracked_weight
+        if self._on_device:
+            return self._run_bound(feed)
+        logits: npt.NDArray[np.float32] = self.session.run([self._output], feed)[0]
+        return logits
+
+    def _run_bound(self, feed: dict[str, npt.NDArray[np.generic]]) -> npt.NDArray[np.float32]:
+        """Run with inputs and outputs bound: each is copied once, to the device and back."""
+        binding = self.session.io_binding()
+        for name, values in feed.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(values))
+        binding.bind_output(self._output, "cpu")
+        self.session.run_with_iobinding(binding)
+        logits: npt.NDArray[np.float32] = binding.copy_outputs_to_cpu()[0]
+        return logits
