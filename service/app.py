@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.routing import Route
 from starlette.types import ASGIApp
 from typing_extensions import override
 
@@ -62,6 +63,8 @@ def build_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     app.state.keys = read_api_keys(service.settings.api_keys_file)
+    # The path of most requests is found first and without FastAPI's machinery, which knows it for the documents.
+    app.router.routes.append(Route("/predict", predict.predict, methods=["POST"]))
     app.include_router(predict.router)
     app.include_router(models.router)
     app.include_router(health.router)

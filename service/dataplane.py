@@ -101,7 +101,7 @@ class Predictor:
             ConfigurationError: a provider that this ONNX Runtime does not have, or that does not start.
         """
         name = name or Path(path).stem
-        session = open_session(path, providers=providers, threads=threads)
+        session = open_session(path, providers=providers, threads=threads, yields=True)
         if not fall_back:
             _check_provider(session, providers)
         manifest = read_manifest(session, path)
@@ -114,7 +114,7 @@ class Predictor:
             raise ModelFileError(f"{path}: {error}") from None
         tracked = None
         if fold and manifest.mode == "adaptive":
-            folded = open_tracked_session(path, providers=providers, threads=threads)
+            folded = open_tracked_session(path, providers=providers, threads=threads, yields=True)
             tracked = Form(folded, name) if folded is not None else None
             if tracked is not None and not self_check.agree(tracked, adaptive, manifest):
                 logger.warning(

@@ -7,6 +7,7 @@ requests (503) while the accepted ones finish, and only then closes its listener
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import signal
 import socket
@@ -49,6 +50,8 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
         app = build_app(service)
         service.load()
         _allow_connections()
+        gc.collect()
+        gc.freeze()  # what is there now stays: collections need not look at it under load
         config = uvicorn.Config(
             app,
             log_level="warning",

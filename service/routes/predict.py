@@ -10,8 +10,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from augserve.service.bodies import check_headers, parse, parses_at_once, read_body
-from augserve.service.dataplane import Job, Predictor
+from augserve.service.bodies import ParsedBody, check_headers, parse, parses_at_once, read_body
+from augserve.service.dataplane import Job
 from augserve.service.lifecycle import Service
 from augserve.service.observe import note, note_run
 from augserve.service.openapi import PREDICT_DESCRIPTION, RESPONSES
@@ -33,18 +33,20 @@ async def predict(request: Request) -> Response:
         received = [await read_body(request, service.settings.max_body_bytes, deadline)]
         query = request.query_params.multi_items()
 
-        def prepare() -> tuple[Predictor, Job]:
-            parsed = parse(received.pop(), request.headers["content-type"], query)
-            note(request.scope, model=parsed.settings.model)
-            predictor = service.models.get(parsed.settings.model)
-            predictor.statistics(
-                parsed.settings
-            )  # refuses what the model does not serve before an image is decoded
-            rows = parsed.make_rows(predictor.manifest, service.limits, deadline.check)
-            return predictor, predictor.prepare(rows, parsed.settings)
+        def parse_body() -> ParsedBody:
+            return parse(received.pop(), request.headers["content-type"], query)
 
-        inline = parses_at_once(media_type, received[0])
-        predictor, job = await service.prepare(prepare, deadline, inline=inline)
+        at_once = parses_at_once(media_type, received[0])
+        parsed = await service.prepare(parse_body, deadline, inline=at_once)
+        note(request.scope, model=parsed.settings.model)
+        predictor = service.models.get(parsed.settings.model)
+        predictor.statistics(parsed.settings)  # refuses what the model does not serve before an image is decoded
+
+        def prepare() -> Job:
+            rows = parsed.make_rows(predictor.manifest, service.limits, deadline.check)
+            return predictor.prepare(rows, parsed.settings)
+
+        job = await service.prepare(prepare, deadline, inline=at_once and not parsed.images)
         note(
             request.scope,
             model=predictor.name,

@@ -73,7 +73,12 @@ def test_any_other_request_id_is_replaced_by_one_of_its_own(given: bytes) -> Non
 
 @pytest.mark.parametrize(
     ("path", "status", "code"),
-    [("/full", 429, "queue_full"), ("/broken", 500, "internal_error"), ("/nowhere", 404, "not_found"), ("/healthz", 200, None)],
+    [
+        ("/full", 429, "queue_full"),
+        ("/broken", 500, "internal_error"),
+        ("/nowhere", 404, "not_found"),
+        ("/healthz", 200, None),
+    ],
 )
 def test_every_answer_has_the_id_of_its_line(path: str, status: int, code: str | None) -> None:
     answers = []
