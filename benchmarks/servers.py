@@ -99,6 +99,15 @@ CONTESTANTS = {
             "mosec==0.9.8",
             {"BENCH_STAGES": "2"},
         ),
+        Contestant(
+            "mosec, its own JSON",
+            (str(HERE / "servers_mosec.py"), "--address", "127.0.0.1", "--port", "{port}", "--timeout", "30000"),
+            "/",
+            "/inference",
+            "input",
+            "mosec==0.9.8",
+            {"BENCH_JSON": "own"},
+        ),
     )
 }
 

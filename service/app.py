@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.routing import Route
 from starlette.types import ASGIApp
 from typing_extensions import override
 
@@ -63,8 +62,6 @@ def build_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     app.state.keys = read_api_keys(service.settings.api_keys_file)
-    # The path of most requests is found first and without FastAPI's machinery, which knows it for the documents.
-    app.router.routes.append(Route("/predict", predict.predict, methods=["POST"]))
     app.include_router(predict.router)
     app.include_router(models.router)
     app.include_router(health.router)
@@ -83,7 +80,7 @@ class _App(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """Put the watch around everything, the handler of unexpected errors too."""
         service: Service = self.state.service
-        app = super().build_middleware_stack()
+        app: ASGIApp = predict.ShortCut(super().build_middleware_stack(), service)
         if self.state.keys is not None:
             app = Guard(app, self.state.keys, metrics_open=service.settings.metrics_open)
         return Observe(app, service.metrics, find_tracing())

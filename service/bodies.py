@@ -22,10 +22,10 @@ from augserve.errors import (
     PayloadTooLargeError,
 )
 from augserve.manifest import Manifest
-from augserve.runtime import check_rows
 from augserve.service.compression import decompress
 from augserve.service.multipart import split_parts
-from augserve.service.rows import Limits, read_images, read_instances
+from augserve.service.number_lists import split_numbers
+from augserve.service.rows import Limits, check_instances, read_images, read_instances
 from augserve.service.scheduler import Deadline
 from augserve.service.schemas import FIELDS, PredictSettings, parse_settings, shorten
 
@@ -132,6 +132,10 @@ def parse_json(body: bytes) -> ParsedBody:
         InputError: not an object, or one without instances.
         ConfigurationError: an unknown or invalid setting.
     """
+    split = split_numbers(body)
+    if split is not None:
+        settings = parse_settings(split.members, known=JSON_FIELDS, strict=True)
+        return ParsedBody(settings, lambda *how: check_instances(split.values, *how))
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -142,12 +146,8 @@ def parse_json(body: bytes) -> ParsedBody:
     settings = parse_settings(data, known=JSON_FIELDS, strict=True)
     if instances is None:
         raise InputError('expected "instances", a list of rows; got none')
-    # A look at the text is quicker than one at each value: where none of these characters stands between the brackets
-    # there is no text, no object, no true, false or null.
-    start, end = body.find(b"["), body.rfind(b"]")
-    plain = not any(body.find(sign, start, end) >= 0 for sign in (b'"', b"{", b"t", b"f", b"n"))
-    images = not plain and isinstance(instances, list) and any(isinstance(row, dict) for row in instances)
-    return ParsedBody(settings, lambda *how: read_instances(instances, *how, all_numbers=plain), images)
+    images = isinstance(instances, list) and any(isinstance(row, dict) for row in instances)
+    return ParsedBody(settings, lambda *how: read_instances(instances, *how), images)
 
 
 def parse_form(body: bytes, content_type: str) -> ParsedBody:
@@ -193,12 +193,7 @@ def parse_npy(body: bytes, query: Iterable[tuple[str, str]]) -> ParsedBody:
     settings = parse_settings(_settings_of(fields), known=QUERY_FIELDS, strict=False)
     rows = _read_npy(body)
 
-    def make_rows(manifest: Manifest, limits: Limits, check: Callable[[], None]) -> npt.NDArray[np.float32]:
-        if rows.ndim and len(rows) > limits.max_rows:
-            raise PayloadTooLargeError(f"expected at most {limits.max_rows} rows; got {len(rows)}; send several")
-        return check_rows(rows, manifest)
-
-    return ParsedBody(settings, make_rows)
+    return ParsedBody(settings, lambda *how: check_instances(rows, *how))
 
 
 def _read_npy(body: bytes) -> npt.NDArray[np.generic]:

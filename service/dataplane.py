@@ -72,6 +72,7 @@ class Predictor:
         self.manifest = manifest
         self.name = name
         self.version = version
+        self._min_rows = rows_with_own_statistics(manifest)
 
     @classmethod
     def open(
@@ -183,8 +184,7 @@ class Predictor:
     def prepare(self, rows: npt.NDArray[np.float32], settings: PredictSettings) -> Job:
         """Cut checked rows, float32 (N, C, H, W), into statistics groups."""
         statistics = self.statistics(settings)
-        min_rows = rows_with_own_statistics(self.manifest)
-        groups = group_rows(len(rows), statistics, settings.batch_size, settings.remainder, min_rows)
+        groups = group_rows(len(rows), statistics, settings.batch_size, settings.remainder, self._min_rows)
         return Job(rows[: len(groups.ids)], groups, statistics, settings)
 
     def form_of(self, statistics: Statistics) -> Form:

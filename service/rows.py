@@ -38,8 +38,6 @@ def read_instances(
     manifest: Manifest,
     limits: Limits,
     check: Callable[[], None] = lambda: None,
-    *,
-    all_numbers: bool = False,
 ) -> npt.NDArray[np.float32]:
     """Turn the instances of a JSON body into rows.
 
@@ -48,7 +46,6 @@ def read_instances(
         manifest: the model's shape and preprocessing.
         limits: the most rows and pixels.
         check: called before each image; raises when there is no time left.
-        all_numbers: whether it is known that there is nothing but numbers and lists in the instances.
 
     Returns:
         float32 (N, C, H, W), finite.
@@ -65,8 +62,6 @@ def read_instances(
     if not isinstance(instances, list):
         raise InputError(f"expected instances as a list of rows; got {shorten(instances)}")
     _check_count(len(instances), limits)
-    if all_numbers:
-        return check_rows(_array(instances), manifest)
     numeric = [i for i, row in enumerate(instances) if not isinstance(row, dict)]
     if len(numeric) == len(instances):
         return check_rows(_numbers(instances), manifest)
@@ -79,6 +74,15 @@ def read_instances(
             with _naming(i):
                 rows[i] = _image(_encoded(row), manifest, limits)
     return rows
+
+
+def check_instances(
+    rows: npt.NDArray[np.generic], manifest: Manifest, limits: Limits, check: Callable[[], None] = lambda: None
+) -> npt.NDArray[np.float32]:
+    """Return rows that came as an array, float32 (N, C, H, W); arguments and errors as in `read_instances`."""
+    if rows.ndim:
+        _check_count(len(rows), limits)
+    return check_rows(rows, manifest)
 
 
 def read_images(
@@ -99,15 +103,6 @@ def _check_count(n: int, limits: Limits) -> None:
         raise InputError("expected at least 1 row; got none")
     if n > limits.max_rows:
         raise PayloadTooLargeError(f"expected at most {limits.max_rows} rows; got {n}; send several requests")
-
-
-def _array(rows: list[Any]) -> npt.NDArray[np.float32]:
-    """Return nested lists of numbers as an array."""
-    try:
-        with np.errstate(over="ignore"):
-            return np.array(rows, np.float32)
-    except (ValueError, TypeError, OverflowError):
-        return _numbers(rows).astype(np.float32)  # says what is wrong
 
 
 def _numbers(rows: list[Any]) -> npt.NDArray[np.float64]:
