@@ -5,12 +5,15 @@ PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 NATIVE := $(shell find native -path native/cuda -prune -o -type f -print)
 
-.PHONY: help demo test lint native native-cuda native-sanitize wheel clean
+SOAK_MINUTES ?= 30
+
+.PHONY: help demo test lint soak native native-cuda native-sanitize wheel clean
 
 help:
 	@echo "make demo    train, export, serve and predict on the embedded data set"
 	@echo "make test    lint, types, import contract and the whole test suite"
 	@echo "make lint    only the checks that run no test"
+	@echo "make soak    a server under load, reloads, restarts and hostile requests (SOAK_MINUTES=30)"
 	@echo "make native  compile what changed in native/ into .venv (make test does it too)"
 	@echo "make native-cuda  compile the operators for ONNX Runtime's CUDA provider (needs nvcc)"
 	@echo "make native-sanitize   the tests of native/ under the sanitizers"
@@ -46,6 +49,9 @@ lint: .venv/ready-dev
 
 test: lint .venv/native
 	@$(VENV_PYTHON) -m pytest
+
+soak: .venv/native
+	@$(VENV_PYTHON) -m benchmarks.soak --minutes $(SOAK_MINUTES)
 
 wheel: .venv/ready-dev
 	@$(VENV_PYTHON) -m build --wheel --outdir dist .

@@ -146,7 +146,7 @@ def serve(
 
 
 def _shown(value: object) -> str:
-    """Return a setting as a flag or a variable takes it."""
+    """Return a setting as text, several values by commas."""
     if value is None:
         return "-"
     if isinstance(value, bool):

@@ -2,14 +2,13 @@
 
     y = scale x + shift,    scale = weight / divisor,    shift = bias - running_mean scale
 
-Where lambda = 1 in every row, a norm is this map of each channel. As a BatchNormalization node behind a convolution
-it goes into its weights when ONNX Runtime opens the graph; elsewhere it is a product and a sum. What a
-node of ours ends with, an addition or a ReLU, is written out again for the runtime's own fusions.
+Where lambda = 1 in every row, a norm is this map of each channel, written as a BatchNormalization node: behind a
+convolution it goes into its weights when ONNX Runtime opens the graph. What a node of ours ends with, an addition
+or a ReLU, is written out again for the runtime's own fusions.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,10 +46,6 @@ def tracked_form(content: bytes) -> bytes | None:
     model = onnx.load_model_from_string(content)
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    uses = Counter(name for node in graph.node for name in node.input)
-    uses.update(output.name for output in graph.output)
-    producers = {name: node.op_type for node in graph.node for name in node.output}
-    ranks = _ranks(model)
     written: list[onnx.NodeProto] = []
     for node in graph.node:
         if node.domain != DOMAIN:
@@ -59,11 +54,7 @@ def tracked_form(content: bytes) -> bytes | None:
         affine = _affine(node, constants)
         if affine is None:
             return None
-        x = node.input[0]
-        behind_conv = producers.get(x) == "Conv" and uses[x] == 1
-        if not behind_conv and x not in ranks:
-            return None
-        written += _written_out(node, *affine, graph, ranks.get(x) if not behind_conv else None)
+        written += _written_out(node, *affine, graph)
     if any(name in CHOICES for node in written for name in _names_used(node)):
         return None
     kept = [value for value in graph.input if value.name not in CHOICES]
@@ -106,10 +97,8 @@ def _parted(op_type: str) -> tuple[str, bool, bool]:
     return op_type.removesuffix(suffix), adds, clips
 
 
-def _written_out(
-    node: onnx.NodeProto, scale: Array, shift: Array, graph: onnx.GraphProto, rank: int | None
-) -> list[onnx.NodeProto]:
-    """Return standard nodes for one of ours; rank is that of x, None behind a convolution."""
+def _written_out(node: onnx.NodeProto, scale: Array, shift: Array, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return standard nodes for one of ours."""
     from onnx import helper, numpy_helper
 
     x, y = node.input[0], node.output[0]
@@ -121,21 +110,13 @@ def _written_out(
 
     _, adds, clips = _parted(node.op_type)
     names = [f"{y}.tracked.{step}" for step in range(int(adds) + int(clips))] + [y]
-    if rank is None:
-        parameters = [
-            constant("scale", scale),
-            constant("shift", shift),
-            constant("zeros", np.zeros_like(scale)),
-            constant("ones", np.ones_like(scale)),
-        ]
-        nodes = [helper.make_node("BatchNormalization", [x, *parameters], [names[0]], epsilon=0.0)]
-    else:
-        shape = (1, -1, *(1,) * (rank - 2))
-        product = f"{y}.tracked.product"
-        nodes = [
-            helper.make_node("Mul", [x, constant("scale", scale.reshape(shape))], [product]),
-            helper.make_node("Add", [product, constant("shift", shift.reshape(shape))], [names[0]]),
-        ]
+    parameters = [
+        constant("scale", scale),
+        constant("shift", shift),
+        constant("zeros", np.zeros_like(scale)),
+        constant("ones", np.ones_like(scale)),
+    ]
+    nodes = [helper.make_node("BatchNormalization", [x, *parameters], [names[0]], epsilon=0.0)]
     if adds:
         nodes.append(helper.make_node("Add", [names[0], node.input[len(node.input) - 1]], [names[1]]))
     if clips:
@@ -151,10 +132,3 @@ def _names_used(node: onnx.NodeProto) -> list[str]:
             names += [name for inner in subgraph.node for name in _names_used(inner)]
             names += [output.name for output in subgraph.output]
     return names
-
-
-def _ranks(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the number of dimensions of every value whose file says it."""
-    graph = model.graph
-    values = [*graph.value_info, *graph.input, *graph.output]
-    return {v.name: len(v.type.tensor_type.shape.dim) for v in values if v.type.tensor_type.HasField("shape")}

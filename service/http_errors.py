@@ -12,9 +12,12 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.routing import Match
 
 from augserve import errors
 from augserve.service.observe import note
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 logger = logging.getLogger(__name__)
 
@@ -89,10 +92,21 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
         message = f"no path {request.url.path[:80]} here; /docs lists the paths"
         return _respond(request, Refusal(404, "not_found"), message, headers)
     if status == 405:
-        allowed = headers.get("allow") or headers.get("Allow", "another method")
+        allowed = ", ".join(_allowed(request)) or "another method"
+        headers = {**{name: value for name, value in headers.items() if name.lower() != "allow"}, "Allow": allowed}
         message = f"expected {allowed} for {request.url.path[:80]}; got {request.method[:20]}"
         return _respond(request, Refusal(405, "method_not_allowed"), message, headers)
     return _respond(request, Refusal(status, "http_error"), str(getattr(error, "detail", error))[:200], headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """Return the methods that a path takes; the router names those of one of its routes alone."""
+
+    def takes(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in METHODS if takes(method)]
 
 
 async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:

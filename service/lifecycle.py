@@ -184,13 +184,14 @@ class Service:
             PayloadTooLargeError: a statistics group larger than a run may be.
         """
         limit = self.settings.max_batch_size
+        compares = job.settings.compare and job.statistics.mode != "tracked"
+        tracked = predictor.as_tracked(job) if compares else None  # refused before anything is begun
         form, pieces = predictor.form_of(job.statistics), predictor.pieces(job, limit)
         running = self.scheduler.run(form, pieces, caller, deadline)
-        if not job.settings.compare or job.statistics.mode == "tracked":
+        if tracked is None:
             ran = await running
             self.metrics.queued(predictor.name, ran.queue_s)
             return Outcome(job, ran.logits, ran.logits if job.settings.compare else None, ran.queue_s, ran.run_s)
-        tracked = predictor.as_tracked(job)
         beside = self.scheduler.run(
             predictor.form_of(tracked.statistics), predictor.pieces(tracked, limit), caller, deadline
         )

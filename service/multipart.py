@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
@@ -9,6 +11,8 @@ from python_multipart.multipart import parse_options_header
 from augserve.errors import MalformedRequestError
 
 MAX_PARTS = 20_000
+
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # bad forms are the sender's affair, not the log's
 
 
 def split_parts(body: bytes, content_type: str) -> list[tuple[str, bytes]]:

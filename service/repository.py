@@ -177,8 +177,14 @@ class Repository:
             if not found:
                 raise UnknownModelError(f"no model {name[:80]!r} in the repository")
             self._unloaded.discard(name)
+            failed: list[Exception] = []
             for entry in found:
-                self._bring_up(entry, strict=True)
+                try:
+                    self._bring_up(entry, strict=True)
+                except Exception as error:  # raised below, when the other versions had their turn
+                    failed.append(error)
+            if failed:
+                raise failed[0]
 
     def unload(self, name: str) -> None:
         """Serve a model no longer, until `load` is called.

@@ -228,15 +228,17 @@ class Scheduler:
             self._timer.cancel()
             self._timer = None
         while self._running < self._workers and self._queues:
-            lane, queue = min(self._queues.items(), key=lambda waiting: waiting[1].oldest())
-            due = when_to_run(
-                queue.rows, queue.oldest(), self.max_batch_size, self._batch_timeout_s, lane in self._found_idle
-            )
-            wait = due - time.perf_counter()
+            lane = min(self._queues, key=self._due)
+            wait = self._due(lane) - time.perf_counter()
             if wait > 0:
                 self._timer = asyncio.get_running_loop().call_later(wait, self._dispatch)
                 return
-            self._start(lane, queue)
+            self._start(lane, self._queues[lane])
+
+    def _due(self, lane: _Lane) -> float:
+        form, queue = lane[0], self._queues[lane]
+        limit = self.max_batch_size if form.merges else 1
+        return when_to_run(queue.rows, queue.oldest(), limit, self._batch_timeout_s, lane in self._found_idle)
 
     def _start(self, lane: _Lane, queue: FairQueue[_Item]) -> None:
         form, _ = lane

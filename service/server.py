@@ -54,7 +54,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
         gc.freeze()  # what is there now stays: collections need not look at it under load
         config = uvicorn.Config(
             app,
-            log_level="warning",
+            log_level="error",  # a stranger who sends nonsense writes no line of his own
             access_log=False,
             server_header=False,
             lifespan="on",

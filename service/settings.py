@@ -46,7 +46,7 @@ class Settings(BaseSettings):
         providers: ONNX Runtime execution providers in order of preference, separated by commas.
         provider_fallback: whether a provider that does not start leaves the model to the next one.
         fold_tracked: whether requests with tracked statistics run on a graph of their own, norms folded away.
-        warmup_sizes: rows of the runs before the first request, by commas; left out: 1 on a CPU, else 1, 2, 4 .. up to
+        warmup_sizes: rows of the runs before the first request, by commas; left out: 1 on a CPU, else 1, 2, 4 ..
             max_batch_size.
         request_timeout_s: seconds that a request may wait, from its first byte to the start of its run.
         repository_poll_s: seconds between two looks at the folders for models that came, changed or went; 0: never.
@@ -58,7 +58,7 @@ class Settings(BaseSettings):
 
     Example:
         >>> Settings(model="model.onnx", port=9000).queue_limit
-        64
+        128
     """
 
     model_config = SettingsConfigDict(env_prefix="AUGSERVE_", extra="forbid", frozen=True, env_ignore_empty=True)

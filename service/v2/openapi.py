@@ -14,13 +14,18 @@ from augserve.statistics import REMAINDERS
 PATHS = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
 MAX_EXAMPLE_VALUES = 4096  # a longer list hides the rest of the page
 
-_BINARY_SIZE = {"type": "object", "properties": {"binary_data_size": {"type": "integer", "minimum": 1}}}
+# null counts as left out wherever these schemas allow it.
+_BINARY_SIZE = {
+    "type": ["object", "null"],
+    "properties": {"binary_data_size": {"type": "integer", "minimum": 1}},
+    "additionalProperties": False,
+}
 _PARAMETER_TYPES: dict[str, dict[str, Any]] = {
-    "batch_size": {"type": "integer", "minimum": 1},
+    "batch_size": {"type": ["integer", "null"], "minimum": 1},
     "remainder": {"type": "string", "enum": list(REMAINDERS)},
-    "tracking": {"type": "boolean"},
-    "tracked_weight": {"type": "number", "minimum": 0, "maximum": 1},
-    "prior": {"type": "number", "minimum": 0},
+    "tracking": {"type": ["boolean", "null"]},
+    "tracked_weight": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
+    "prior": {"type": ["number", "null"], "minimum": 0},
     "binary_data_output": {"type": "boolean"},
 }
 _INPUT = {
@@ -30,7 +35,7 @@ _INPUT = {
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
         "datatype": {"type": "string", "enum": list(DATATYPES)},
         "parameters": _BINARY_SIZE,
-        "data": {"type": "array", "items": {}},
+        "data": {"type": ["array", "null"], "items": {}},
     },
     "required": ["name", "shape", "datatype"],
     "additionalProperties": False,
@@ -40,10 +45,10 @@ _OUTPUT = {
     "properties": {
         "name": {"type": "string"},
         "parameters": {
-            "type": "object",
+            "type": ["object", "null"],
             "properties": {
                 "binary_data": {"type": "boolean"},
-                "classification": {"type": "integer", "minimum": 1},
+                "classification": {"type": ["integer", "null"], "minimum": 1},
             },
             "additionalProperties": False,
         },
@@ -54,18 +59,51 @@ _OUTPUT = {
 _BODY = {
     "type": "object",
     "properties": {
-        "id": {"type": "string"},
+        "id": {"type": ["string", "null"]},
         "parameters": {
-            "type": "object",
+            "type": ["object", "null"],
             "properties": {name: _PARAMETER_TYPES[name] for name in PARAMETERS},
             "additionalProperties": False,
         },
         "inputs": {"type": "array", "items": _INPUT, "minItems": 1, "maxItems": 1},
-        "outputs": {"type": "array", "items": _OUTPUT},
-        "model_name": {"type": "string"},
-        "model_version": {"type": "string"},
+        "outputs": {"type": ["array", "null"], "items": _OUTPUT},
+        "model_name": {"type": ["string", "null"]},
+        "model_version": {"description": "not looked at: the version stands in the path"},
     },
     "required": ["inputs"],
+    "additionalProperties": False,
+}
+_SCALAR = {"type": ["string", "number", "boolean"]}
+_ANSWER = {
+    "type": "object",
+    "properties": {
+        "model_name": {"type": "string"},
+        "model_version": {"type": "string"},
+        "id": {"type": "string"},
+        "parameters": {"type": "object", "additionalProperties": _SCALAR},
+        "outputs": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string"},
+                    "datatype": {"type": "string", "enum": ["FP32", "BYTES"]},
+                    "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+                    "parameters": {
+                        "type": "object",
+                        "properties": {"binary_data_size": {"type": "integer", "minimum": 0}},
+                        "required": ["binary_data_size"],
+                        "additionalProperties": False,
+                    },
+                    "data": {"type": "array", "items": {"type": ["number", "string"]}},
+                },
+                "required": ["name", "datatype", "shape"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    "required": ["model_name", "model_version", "parameters", "outputs"],
     "additionalProperties": False,
 }
 _BYTES = {"schema": {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}}
@@ -75,7 +113,7 @@ INFER: dict[str, Any] = {
     "responses": {
         "200": {
             "description": "outputs, in JSON or behind it",
-            "content": {"application/json": {"schema": {"type": "object"}}, "application/octet-stream": _BYTES},
+            "content": {"application/json": {"schema": _ANSWER}, "application/octet-stream": _BYTES},
         }
     },
 }

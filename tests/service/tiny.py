@@ -38,7 +38,7 @@ _GRAPHS = {
         """
         ids = Unsqueeze(group, one)
         wide = Expand(ids, size)
-        zeros = Sub(m, m)
+        zeros = ConstantOfShape(size)
         ones = Exp(zeros)
         sums = ScatterElements<axis=0, reduction="add">(zeros, wide, m)
         counts = ScatterElements<axis=0, reduction="add">(zeros, wide, ones)
