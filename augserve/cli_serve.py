@@ -40,6 +40,9 @@ def serve(
     max_batch_size: Annotated[
         int | None, typer.Option(help="Most rows in a run, and in a statistics group. [default: 256]")
     ] = None,
+    preferred_batch_size: Annotated[
+        int | None, typer.Option(help="Rows that fill a run. [default: 64 on a CPU, else --max-batch-size]")
+    ] = None,
     batch_timeout_s: Annotated[
         float | None, typer.Option(help="Longest wait for others to share a run. [default: 0]")
     ] = None,
@@ -113,6 +116,7 @@ def serve(
         host=host,
         port=port,
         max_batch_size=max_batch_size,
+        preferred_batch_size=preferred_batch_size,
         batch_timeout_s=batch_timeout_s,
         workers=workers,
         threads=threads,

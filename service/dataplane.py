@@ -203,9 +203,9 @@ class Predictor:
         )
         return job._replace(statistics=statistics, groups=groups)
 
-    def pieces(self, job: Job, limit: int) -> list[Piece]:
-        """Cut a job into what must not be parted, at most `limit` rows each."""
-        return cut(job.rows, job.groups, limit, apart=not self.form_of(job.statistics).merges)
+    def pieces(self, job: Job, limit: int, fill: int | None = None) -> list[Piece]:
+        """Cut a job into what must not be parted; `limit` and `fill` are those of `isolation.cut`."""
+        return cut(job.rows, job.groups, limit, fill=fill, apart=not self.form_of(job.statistics).merges)
 
     def run(self, job: Job) -> npt.NDArray[np.float32]:
         """Run a job in the calling thread; float32 (K, classes)."""

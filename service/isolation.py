@@ -89,18 +89,21 @@ class Piece(NamedTuple):
     groups: list[int]
 
 
-def cut(rows: npt.NDArray[np.float32], groups: Groups, limit: int, *, apart: bool = False) -> list[Piece]:
+def cut(
+    rows: npt.NDArray[np.float32], groups: Groups, limit: int, *, fill: int | None = None, apart: bool = False
+) -> list[Piece]:
     """Cut a request into what need not run together.
 
     Args:
         rows: kept rows, float32 (K, C, H, W).
         groups: their groups, in order.
         limit: the most rows of a run.
+        fill: rows that fill a run, at most `limit`; None means `limit`.
         apart: whether each group must have a run of its own, in a file that takes no groups.
 
     Returns:
-        Pieces of at most `limit` rows. Groups stay whole, except where all their rows are tracked: such rows
-        have nothing to do with each other.
+        Pieces of at most `fill` rows, or of one group of at most `limit`. Groups stay whole, except where all their
+        rows are tracked: such rows have nothing to do with each other.
 
     Raises:
         PayloadTooLargeError: a group with statistics of its own that is larger than a run may be.
@@ -110,7 +113,8 @@ def cut(rows: npt.NDArray[np.float32], groups: Groups, limit: int, *, apart: boo
         >>> [piece.groups for piece in cut(rows, groups, 4)]
         [[2, 2], [1]]
     """
-    if len(rows) <= limit and not (apart and len(groups.sizes) > 1):
+    fill = min(fill or limit, limit)
+    if len(rows) <= fill and not (apart and len(groups.sizes) > 1):
         return [Piece(rows, groups.ids, groups.tracked_weight, groups.sizes)]
     spans: list[tuple[int, int, list[int]]] = []  # first row, row behind the last, groups
     for size, weight, end in zip(groups.sizes, groups.weights, accumulate(groups.sizes), strict=True):
@@ -120,9 +124,10 @@ def cut(rows: npt.NDArray[np.float32], groups: Groups, limit: int, *, apart: boo
                 f"expected statistics groups of at most {limit} rows (max_batch_size); got one of {size}; "
                 "choose a smaller batch_size, or tracking"
             )
-        for first in range(start, end, limit):
-            last = min(first + limit, end)
-            if spans and not apart and last - spans[-1][0] <= limit:
+        step = fill if weight >= 1 else size
+        for first in range(start, end, step):
+            last = min(first + step, end)
+            if spans and not apart and last - spans[-1][0] <= fill:
                 spans[-1] = (spans[-1][0], last, [*spans[-1][2], last - first])
             else:
                 spans.append((first, last, [last - first]))

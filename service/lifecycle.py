@@ -53,7 +53,7 @@ class Service:
         self.scheduler = Scheduler(
             settings.workers,
             settings.queue_limit,
-            settings.max_batch_size,
+            settings.rows_of_a_run(),
             settings.batch_timeout_s,
             report=self._report,
         )
@@ -183,17 +183,17 @@ class Service:
             DeadlineError: it had not.
             PayloadTooLargeError: a statistics group larger than a run may be.
         """
-        limit = self.settings.max_batch_size
+        limit, fill = self.settings.max_batch_size, self.settings.rows_of_a_run()
         compares = job.settings.compare and job.statistics.mode != "tracked"
         tracked = predictor.as_tracked(job) if compares else None  # refused before anything is begun
-        form, pieces = predictor.form_of(job.statistics), predictor.pieces(job, limit)
+        form, pieces = predictor.form_of(job.statistics), predictor.pieces(job, limit, fill)
         running = self.scheduler.run(form, pieces, caller, deadline)
         if tracked is None:
             ran = await running
             self.metrics.queued(predictor.name, ran.queue_s)
             return Outcome(job, ran.logits, ran.logits if job.settings.compare else None, ran.queue_s, ran.run_s)
         beside = self.scheduler.run(
-            predictor.form_of(tracked.statistics), predictor.pieces(tracked, limit), caller, deadline
+            predictor.form_of(tracked.statistics), predictor.pieces(tracked, limit, fill), caller, deadline
         )
         ran, compared = await asyncio.gather(running, beside)
         self.metrics.queued(predictor.name, ran.queue_s)

@@ -31,6 +31,7 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
     "max_image_pixels": (["4096"], 4096),
     "queue_limit": (["7"], 7),
     "max_batch_size": (["64"], 64),
+    "preferred_batch_size": (["16"], 16),
     "batch_timeout_s": (["0.25"], 0.25),
     "workers": (["2"], 2),
     "threads": (["3"], 3),
@@ -91,7 +92,7 @@ def test_help_tells_the_default(field: str) -> None:
     told = re.search(r"\[default: (.+)\]$", OPTIONS[field].help)[1]
     default = Settings.model_fields[field].default
     if default is None:
-        assert told in {"none", "1; on a GPU 1,2,4.."}
+        assert told in {"none", "1; on a GPU 1,2,4..", "64 on a CPU, else --max-batch-size"}
     elif isinstance(default, bool):
         assert told == ("yes" if default else "no")
     else:
@@ -163,7 +164,7 @@ def test_the_page_tells_flag_variable_and_default(field: str) -> None:
     if isinstance(default, bool):
         assert told == ("yes" if default else "no")
     elif default is None:
-        assert told == "-" or field == "warmup_sizes"
+        assert told == "-" or field in {"warmup_sizes", "preferred_batch_size"}
     else:
         assert getattr(read_settings(model="m.onnx", **{field: told.strip("`")}), field) == default
 

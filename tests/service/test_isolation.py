@@ -160,3 +160,27 @@ def test_a_row_without_statistics_of_its_own_is_refused_or_warned_of() -> None:
             group_rows(5, statistics, 2, min_rows=2)
     for fine in (Statistics("tracked"), Statistics("blend", tracked_weight=1)):
         assert group_rows(5, fine, 2, min_rows=2).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tracked", "expected"),
+    [
+        ([8, 8, 8, 8], False, [16, 16]),
+        ([40, 8], False, [40, 8]),
+        ([8, 40, 8], False, [8, 40, 8]),
+        ([40], True, [16, 16, 8]),
+        ([10, 10], True, [10, 10]),
+    ],
+)
+def test_a_run_is_filled_and_a_larger_group_has_its_own(
+    sizes: list[int], tracked: bool, expected: list[int]
+) -> None:
+    n = sum(sizes)
+    rows = np.arange(n, dtype=np.float32).reshape(n, 1, 1, 1)
+    weights = [float(tracked)] * len(sizes)
+    groups = Groups(
+        np.repeat(np.arange(len(sizes)), sizes), np.repeat(np.float32(weights), sizes), sizes, weights, [], []
+    )
+    pieces = cut(rows, groups, 64, fill=16)
+    assert [len(piece.ids) for piece in pieces] == expected
+    np.testing.assert_array_equal(np.concatenate([piece.rows for piece in pieces]), rows)
