@@ -158,18 +158,6 @@ class Service:
         """
         return job() if inline else await self.scheduler.work(job, deadline)
 
-    async def run(
-        self,
-        predictor: Predictor,
-        prepare: Callable[[], Job],
-        deadline: Deadline,
-        caller: str,
-        *,
-        inline: bool = False,
-    ) -> Outcome:
-        """Prepare a job and execute it; arguments and errors are those of `prepare` and `execute`."""
-        return await self.execute(predictor, await self.prepare(prepare, deadline, inline=inline), deadline, caller)
-
     async def execute(self, predictor: Predictor, job: Job, deadline: Deadline, caller: str) -> Outcome:
         """Run a job, together with those of others.
 

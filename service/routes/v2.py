@@ -117,7 +117,8 @@ async def _prepared(
     length = request.headers.get(HEADER_LENGTH)
 
     def prepare() -> tuple[InferRequest, Job]:
-        parsed = parse_infer(body, length, predictor.manifest, service.limits.max_rows, predictor.name)
+        max_rows, name, version = service.limits.max_rows, predictor.name, predictor.version
+        parsed = parse_infer(body, length, predictor.manifest, max_rows, name, version)
         return parsed, predictor.prepare(parsed.rows, parsed.settings)
 
     inline = len(body) <= INLINE_BYTES[JSON if length is None else NPY]

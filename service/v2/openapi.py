@@ -68,7 +68,7 @@ _BODY = {
         "inputs": {"type": "array", "items": _INPUT, "minItems": 1, "maxItems": 1},
         "outputs": {"type": ["array", "null"], "items": _OUTPUT},
         "model_name": {"type": ["string", "null"]},
-        "model_version": {"description": "not looked at: the version stands in the path"},
+        "model_version": {"type": ["string", "null"]},
     },
     "required": ["inputs"],
     "additionalProperties": False,

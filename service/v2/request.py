@@ -51,7 +51,12 @@ class InferRequest(NamedTuple):
 
 
 def parse_infer(
-    body: bytes, header_length: str | None, manifest: Manifest, max_rows: int, model: str | None = None
+    body: bytes,
+    header_length: str | None,
+    manifest: Manifest,
+    max_rows: int,
+    model: str | None = None,
+    version: str | None = None,
 ) -> InferRequest:
     """Parse the body of POST /v2/models/MODEL/infer.
 
@@ -61,6 +66,7 @@ def parse_infer(
         manifest: what the model takes and gives.
         max_rows: the most rows of a request.
         model: the model's name, which a model_name in the body must be.
+        version: the version that answers, which a model_version in the body must be.
 
     Returns:
         The request.
@@ -84,8 +90,9 @@ def parse_infer(
     if not isinstance(data, dict):
         raise InputError(f'expected an object with "inputs"; got {shorten(data)}')
     _refuse_unknown("field", data, FIELDS)
-    if model is not None and data.get("model_name") not in (None, model):
-        raise InputError(f"expected model_name {model!r}, as in the path; got {shorten(data['model_name'])}")
+    for field, own in (("model_name", model), ("model_version", version)):
+        if own is not None and data.get(field) not in (None, own):
+            raise InputError(f"expected {field} {own!r}, as the path means it; got {shorten(data[field])}")
     request_id = data.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise InputError(f"expected id as text; got {shorten(request_id)}")

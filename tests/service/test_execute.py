@@ -28,7 +28,7 @@ def executed(path: Path, rows: np.ndarray, asked: PredictSettings, **settings: o
         service.load()
         try:
             predictor = service.models.get()
-            return await service.run(predictor, lambda: predictor.prepare(rows, asked), Deadline(LONG), "a")
+            return await service.execute(predictor, predictor.prepare(rows, asked), Deadline(LONG), "a")
         finally:
             await service.stop()
 

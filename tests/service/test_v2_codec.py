@@ -43,8 +43,8 @@ def row(**fields: Any) -> dict[str, Any]:
 def parse(document: Any, tail: bytes | None = None, manifest: Manifest = MANIFEST) -> InferRequest:
     header = json.dumps(document).encode()
     if tail is None:
-        return parse_infer(header, None, manifest, 64, "tiny")
-    return parse_infer(header + tail, str(len(header)), manifest, 64, "tiny")
+        return parse_infer(header, None, manifest, 64, "tiny", "3")
+    return parse_infer(header + tail, str(len(header)), manifest, 64, "tiny", "3")
 
 
 def encode(request: InferRequest, logits: np.ndarray = LOGITS, **statistics: Any) -> tuple[dict[str, Any], bytes]:
@@ -169,6 +169,8 @@ SIXTEEN = {"binary_data_size": 16}
         ({"inputs": [row(data=None)]}, "got neither"),
         ({"inputs": [row(parameters=SIXTEEN)]}, "got both"),
         ({"inputs": [row()], "model_name": "other"}, "expected model_name 'tiny'"),
+        ({"inputs": [row()], "model_version": "2"}, "expected model_version '3'"),
+        ({"inputs": [row()], "model_version": {}}, "expected model_version '3'"),
         ({"inputs": [row()], "id": 7}, "expected id as text; got 7"),
         ({"inputs": [row()], "outputs": {}}, "list of objects"),
         ({"inputs": [row()], "outputs": ["logits"]}, "list of objects"),
