@@ -10,7 +10,7 @@ var, deviation, tracked; above phi = 2 also low and high) and defines group_cent
 
 from __future__ import annotations
 
-from augserve.norms.median.solve import INITIAL_BRACKET, PADDING, PADDING_GROWTH, PATIENCE, STEP_RATIO
+from augserve.norms.median.solve import INITIAL_BRACKET, NEAR_RATIO, PADDING, PADDING_GROWTH, PATIENCE, STEP_RATIO
 
 _SOLVER = """
 {phi}
@@ -24,6 +24,7 @@ _SOLVER = """
   half = Constant <value = float {{0.5}}> ()
   first_padding = Constant <value = float {{{padding}}}> ()
   growth = Constant <value = float {{{growth}}}> ()
+  near_ratio = Constant <value = float {{{near_ratio}}}> ()
   step_ratio = Constant <value = float {{{step_ratio}}}> ()
   patience = Constant <value = float {{{patience}}}> ()
   padding_0 = Mul (first_padding, rtol)
@@ -65,12 +66,15 @@ _SOLVER = """
       new_upper = Where (not_below, at, upper)
       new_sign = Sign (g)
       same_side = Equal (new_sign, sign)
+      step_length = Abs (new_step)
       grown = Mul (padding, growth)
-      new_padding = Where (same_side, grown, padding_0)
+      near_step = Mul (near_ratio, step)
+      near = LessOrEqual (step_length, near_step)
+      kept = Where (near, padding, grown)
+      new_padding = Where (same_side, kept, padding_0)
       new_gap = Sub (new_upper, new_lower)
       half_width = Mul (half, width)
       halved = LessOrEqual (new_gap, half_width)
-      step_length = Abs (new_step)
       short_step = Mul (step_ratio, step)
       shortened = LessOrEqual (step_length, short_step)
       progress = Or (halved, shortened)
@@ -244,6 +248,7 @@ def _solver(bracket: str, evaluate: str, each: str | None) -> str:
         along_positions=_ALONG_POSITIONS if each else _ONE_FOR_ALL,
         padding=PADDING,
         growth=PADDING_GROWTH,
+        near_ratio=NEAR_RATIO,
         step_ratio=STEP_RATIO,
         patience=float(PATIENCE),
     )

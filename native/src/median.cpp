@@ -17,7 +17,8 @@
 namespace augserve {
 namespace {
 
-constexpr double PADDING = 0.4, PADDING_GROWTH = 4.0, STEP_RATIO = 0.25, INITIAL_BRACKET = 1.001;
+constexpr double PADDING = 0.4, PADDING_GROWTH = 4.0, NEAR_RATIO = 1.0 / 16;
+constexpr double STEP_RATIO = 0.25, INITIAL_BRACKET = 1.001;
 constexpr int PATIENCE = 3;
 constexpr double LARGEST_PHI = 1e9;  // beyond it the median is the midrange up to rounding
 constexpr std::size_t FEW = 8;
@@ -190,8 +191,9 @@ void Search::advance(const Evaluation &found) {
     steps_++;
     const double lower = select(g <= 0, y, lower_), upper = select(g >= 0, y, upper_);
     const double side = double(g > 0) - double(g < 0);
-    const double padding = select(side == sign_, padding_ * PADDING_GROWTH, PADDING * rtol);
     const double width = upper - lower, step = std::fabs(y - found.estimate);
+    const double kept = select(step <= NEAR_RATIO * last_step_, padding_, padding_ * PADDING_GROWTH);
+    const double padding = select(side == sign_, kept, PADDING * rtol);
     const bool halved = width <= 0.5 * width_then_;
     const int stalled = (stalled_ + 1) & -int(!(halved | (step <= STEP_RATIO * last_step_)));
     const double pushed = found.estimate - side * padding, middle = 0.5 * (lower + upper);

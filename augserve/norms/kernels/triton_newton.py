@@ -20,6 +20,7 @@ ANY = constant(3)  # phi > 2, or one for each channel
 
 PADDING = constant(solve.PADDING)
 PADDING_GROWTH = constant(solve.PADDING_GROWTH)
+NEAR_RATIO = constant(solve.NEAR_RATIO)
 STEP_RATIO = constant(solve.STEP_RATIO)
 PATIENCE = constant(float(solve.PATIENCE))
 INITIAL_BRACKET = constant(solve.INITIAL_BRACKET)
@@ -152,7 +153,8 @@ def advance(state, g, step, rtol, max_steps):  # type: ignore[no-untyped-def]
     new_lower = tl.where(g <= 0, y, lower)
     new_upper = tl.where(g >= 0, y, upper)
     new_sign = tl.where(g > 0, 1.0, tl.where(g < 0, -1.0, 0.0))
-    new_padding = tl.where(new_sign == sign, padding * PADDING_GROWTH, rtol * PADDING)
+    kept = tl.where(tl.abs(step) <= last_step * NEAR_RATIO, padding, padding * PADDING_GROWTH)
+    new_padding = tl.where(new_sign == sign, kept, rtol * PADDING)
     width = new_upper - new_lower
     halved = width <= 0.5 * last_width
     progress = halved | (tl.abs(step) <= last_step * STEP_RATIO)

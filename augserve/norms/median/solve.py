@@ -30,7 +30,8 @@ from augserve.norms.median.values import Values
 
 # Constants of the iteration; augserve.export writes the same ones into files.
 PADDING = 0.4  # of rtol, the first push past the root
-PADDING_GROWTH = 4.0
+PADDING_GROWTH = 4.0  # where the sign stays and Newton is not near
+NEAR_RATIO = 1 / 16  # a step this much shorter than the last one: its estimate is as good as the root
 STEP_RATIO = 0.25  # a step this much shorter than the last one is progress
 PATIENCE = 3  # passes without progress before a bisection
 OUT_OF_RANGE = "every phi must lie in [1, inf]: 1 median, 2 mean, inf midrange; got another"
@@ -296,7 +297,9 @@ def _advance(state: _State, g: Tensor, step: Tensor, rtol: float, passes_left: i
     lower = torch.where(g <= 0, state.y, state.lower)
     upper = torch.where(g >= 0, state.y, state.upper)
     sign = torch.sign(g)
-    padding = torch.where(sign == state.sign, state.padding * PADDING_GROWTH, PADDING * rtol)
+    near = step.abs() <= NEAR_RATIO * state.step
+    kept = torch.where(near, state.padding, state.padding * PADDING_GROWTH)
+    padding = torch.where(sign == state.sign, kept, PADDING * rtol)
     width = upper - lower
     halved = width <= 0.5 * state.width
     progress = halved | (step.abs() <= STEP_RATIO * state.step)

@@ -9,7 +9,8 @@
 
 namespace augserve::cuda {
 
-constexpr double PADDING = 0.4, PADDING_GROWTH = 4.0, STEP_RATIO = 0.25, INITIAL_BRACKET = 1.001;
+constexpr double PADDING = 0.4, PADDING_GROWTH = 4.0, NEAR_RATIO = 1.0 / 16;
+constexpr double STEP_RATIO = 0.25, INITIAL_BRACKET = 1.001;
 constexpr int PATIENCE = 3;
 constexpr double LARGEST_PHI = 1e9;  // beyond it the median is the midrange up to rounding
 constexpr std::uint32_t FEW = 8;     // so many values are summed in double
@@ -111,8 +112,9 @@ struct Search {
         if (g <= 0) lower = y;
         if (g >= 0) upper = y;
         const double side = double(g > 0) - double(g < 0);
-        padding = side == sign ? padding * PADDING_GROWTH : PADDING * rtol;
         const double width = upper - lower, step = fabs(y - found.estimate);
+        const double kept = step <= NEAR_RATIO * last_step ? padding : padding * PADDING_GROWTH;
+        padding = side == sign ? kept : PADDING * rtol;
         const bool halved = width <= 0.5 * width_then;
         stalled = halved || step <= STEP_RATIO * last_step ? 0 : stalled + 1;
         const double pushed = found.estimate - side * padding, middle = 0.5 * (lower + upper);
