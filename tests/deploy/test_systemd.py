@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +41,7 @@ def variables() -> dict[str, str]:
 def installed(folder: Path, text: str, drop_ins: Sequence[str] = ()) -> Path:
     """The unit as it would be installed, with a program that exists here."""
     unit = folder / UNIT.name
-    unit.write_text(text.replace(PROGRAM, sys.executable), encoding="utf-8")
+    unit.write_text(text.replace(PROGRAM, "/bin/sh"), encoding="utf-8")
     for name in drop_ins:
         target = folder / DROP_INS[name].relative_to(DEPLOY)
         target.parent.mkdir(exist_ok=True)
