@@ -1,6 +1,6 @@
 // The backward pass: one pass of sums over x and dL/dy, one that writes dL/dx; see gradient.hpp.
 
-#include <cstring>
+#include <vector>
 
 #include "gradient.hpp"
 #include "lanes.hpp"
@@ -37,6 +37,13 @@ private:
         const float *x, *dy;
     };
 
+    struct One {
+        GradientChannel channel;
+        Source copied;
+        GradientTotals total;
+        GradientMap map;
+    };
+
     void run(std::size_t first, std::size_t channels) {
         const std::size_t leading = leading_dimension(plan_.count());
         float *memory = scratch(3 * BLOCK + (copied_ ? 2 * channels * leading : 0));
@@ -45,61 +52,71 @@ private:
             x_.load_tile(plan_, first, channels, x, leading);
             dy_.load_tile(plan_, first, channels, dy, leading);
         }
-        for (std::size_t k = 0; k < channels; k++) {
-            const Source copied = copied_ ? Source{x + k * leading, dy + k * leading} : Source{};
-            one(describe_channel(a_, first + k, plan_.count()), copied, memory);
-        }
+        std::vector<One> all;
+        all.reserve(channels);
+        for (std::size_t k = 0; k < channels; k++)
+            all.push_back({describe_channel(a_, first + k, plan_.count()),
+                           copied_ ? Source{x + k * leading, dy + k * leading} : Source{}, {}, {}});
+        // Copies are near one by one; rows in place lie far apart, with the channels of the tile side by side.
+        const std::size_t together = copied_ ? 1 : channels;
+        for (auto one = all.begin(); one != all.end(); one += std::ptrdiff_t(together))
+            differentiate(&*one, &*one + together, memory);
         if (copied_) dx_.store_tile(plan_, first, channels, dy, leading);
     }
 
-    Source block(const GradientChannel &channel, Source copied, std::size_t b, float *memory) const {
-        if (copied.x) return {copied.x + plan_.offset(b), copied.dy + plan_.offset(b)};
-        return {x_.load(plan_, channel.index, b, memory), dy_.load(plan_, channel.index, b, memory + BLOCK)};
-    }
-
-    GradientTotals sums(const GradientChannel &channel, Source copied, float *memory) const {
-        GradientTotals total{};
-        const float low = a_.first[channel.index], high = a_.second[channel.index];
-        for (std::size_t b = 0; b < plan_.blocks; b++) {
-            const Source at = block(channel, copied, b, memory);
-            const std::size_t n = plan_.size(b);
-            const GradientSums part =
-                channel.weights == Weights::EVEN   ? gradient_sums(at.x, at.dy, n, channel.t)
-                : channel.weights == Weights::ROOT ? gradient_sums_root(at.x, at.dy, n, channel.t, channel.power.least)
-                                                   : gradient_sums_power(at.x, at.dy, n, channel.t, channel.power);
-            total.dy += part.dy;
-            total.dy_t += part.dy_t;
-            total.weight += part.weight;
-            total.weight_log += part.weight_log;
-            if (a_.kind != AUGSERVE_AUG) {
-                total.at_low += count_equal(at.x, n, low);
-                total.at_high += count_equal(at.x, n, high);
-            }
-        }
-        return total;
-    }
-
-    void one(const GradientChannel &channel, Source copied, float *memory) const {
-        const GradientMap map = finish_channel(a_, channel, sums(channel, copied, memory), plan_.count());
+    void differentiate(One *from, One *to, float *memory) const {
         for (std::size_t b = 0; b < plan_.blocks; b++)
-            write(channel, copied, b, map.by, map.at_low, map.at_high, memory);
+            for (One *one = from; one < to; one++) add_sums(*one, b, memory);
+        for (One *one = from; one < to; one++)
+            one->map = finish_channel(a_, one->channel, one->total, plan_.count());
+        for (std::size_t b = 0; b < plan_.blocks; b++)
+            for (One *one = from; one < to; one++) write(*one, b, memory);
     }
 
-    void write(const GradientChannel &channel, Source copied, std::size_t b, GradientTerms by, float at_low, float at_high,
-               float *memory) const {
-        const Source at = block(channel, copied, b, memory);
+    Source block(const One &one, std::size_t b, float *memory) const {
+        if (copied_) return {one.copied.x + plan_.offset(b), one.copied.dy + plan_.offset(b)};
+        return {x_.load(plan_, one.channel.index, b, memory), dy_.load(plan_, one.channel.index, b, memory + BLOCK)};
+    }
+
+    void add_sums(One &one, std::size_t b, float *memory) const {
+        const GradientChannel &channel = one.channel;
+        const Source at = block(one, b, memory);
         const std::size_t n = plan_.size(b);
-        float *direct = copied.x ? nullptr : dx_.direct(plan_, channel.index, b);
-        float *out = copied.x ? const_cast<float *>(at.dy) : direct ? direct : memory + 2 * BLOCK;
+        if (!copied_ && b + 1 < plan_.blocks) {
+            x_.ask_for_block(plan_, channel.index, b + 1);
+            dy_.ask_for_block(plan_, channel.index, b + 1);
+        }
+        const GradientSums part =
+            channel.weights == Weights::EVEN   ? gradient_sums(at.x, at.dy, n, channel.t)
+            : channel.weights == Weights::ROOT ? gradient_sums_root(at.x, at.dy, n, channel.t, channel.power.least)
+                                               : gradient_sums_power(at.x, at.dy, n, channel.t, channel.power);
+        one.total.dy += part.dy;
+        one.total.dy_t += part.dy_t;
+        one.total.weight += part.weight;
+        one.total.weight_log += part.weight_log;
+        if (a_.kind != AUGSERVE_AUG) {
+            one.total.at_low += count_equal(at.x, n, a_.first[channel.index]);
+            one.total.at_high += count_equal(at.x, n, a_.second[channel.index]);
+        }
+    }
+
+    void write(const One &one, std::size_t b, float *memory) const {
+        const GradientChannel &channel = one.channel;
+        const Source at = block(one, b, memory);
+        const std::size_t n = plan_.size(b);
+        float *direct = copied_ ? nullptr : dx_.direct(plan_, channel.index, b);
+        float *out = copied_ ? const_cast<float *>(at.dy) : direct ? direct : memory + 2 * BLOCK;
+        if (direct && b + 1 < plan_.blocks) dx_.ask_for_block<true>(plan_, channel.index, b + 1);
         if (channel.weights == Weights::EVEN)
-            gradient_block(at.x, at.dy, out, n, channel.t, by);
+            gradient_block(at.x, at.dy, out, n, channel.t, one.map.by);
         else if (channel.weights == Weights::ROOT)
-            gradient_block_root(at.x, at.dy, out, n, channel.t, channel.power.least, by);
+            gradient_block_root(at.x, at.dy, out, n, channel.t, channel.power.least, one.map.by);
         else
-            gradient_block_power(at.x, at.dy, out, n, channel.t, channel.power, by);
-        if (at_low != 0 || at_high != 0)
-            add_at_ends(at.x, out, n, a_.first[channel.index], at_low, a_.second[channel.index], at_high);
-        if (!copied.x && !direct) dx_.store(plan_, channel.index, b, out);
+            gradient_block_power(at.x, at.dy, out, n, channel.t, channel.power, one.map.by);
+        if (one.map.at_low != 0 || one.map.at_high != 0)
+            add_at_ends(at.x, out, n, a_.first[channel.index], one.map.at_low, a_.second[channel.index],
+                        one.map.at_high);
+        if (!copied_ && !direct) dx_.store(plan_, channel.index, b, out);
     }
 
     const augserve_backward &a_;
@@ -117,9 +134,9 @@ void backward(const augserve_backward &a, const augserve_executor *executor) {
     if (backward_in_lanes(a, executor)) return;
     const Plan plan(rows, positions, nullptr, LONG_ROW);
     const bool contiguous = a.x_layout.position == 1 && a.dy_layout.position == 1 && a.dx_layout.position == 1;
-    const Tiling tiling(channels, rows * positions, contiguous, 2, a.threads, rows * channels * positions);
     // Long rows of floats are read twice where they lie, which costs less than a copy of both tensors.
     const bool in_place = contiguous && a.dtype == AUGSERVE_FLOAT32 && positions >= LONG_ROW;
+    const Tiling tiling(channels, rows * positions, contiguous, 2, in_place, a.threads, rows * channels * positions);
     Backward body(a, plan, tiling, tiling.copied && !in_place);
     parallel(executor, tiling.threads, tiling.threads, body);
 }

@@ -21,7 +21,7 @@ double divisor(const augserve_forward &a, double spread) {
 
 }  // namespace
 
-void Channel::begin(float *sample) {
+void Channel::begin(float *sample, float *spare) {
     Moments found = moments(values_);
     const float scale = found.finite ? safe_scale(found.low, found.high) : 1.0f;
     if (scale != 1.0f) {
@@ -32,19 +32,19 @@ void Channel::begin(float *sample) {
     double start = a_.start ? double(a_.start[values_.channel]) / unit_ : std::nan("");
     const bool far = values_.plan->count() > MOST_COPIED && a_.kind == AUGSERVE_AUG;
     if (far && found.finite && !a_.start && phi() != 2 && phi() != 1)
-        start = sampled_start(values_, {phi(), a_.rtol, int(a_.max_steps)}, sample);
-    begin(found, start);
+        start = sampled_start(values_, {phi(), a_.rtol, a_.max_steps}, sample);
+    begin(found, start, spare);
 }
 
-void Channel::begin(const Moments &found, double start) {
+void Channel::begin(const Moments &found, double start, float *spare) {
     found_ = found;
     if (!found_.finite || a_.kind != AUGSERVE_AUG || !(phi() >= 1)) return;
-    search_.emplace(values_, found_, Solver{phi(), a_.rtol, int(a_.max_steps)}, start);
+    search_.emplace(values_, found_, phi(), start, brackets_, lane_, spare);
 }
 
 Statistics Channel::statistics() const {
     const bool some = values_.plan->count() > 0;
-    const Statistics own = search_                                              ? around_median(search_->result())
+    const Statistics own = search_                                              ? around_median(search_->result(brackets_.bracket(lane_), a_.rtol))
                            : some && found_.finite && a_.kind != AUGSERVE_AUG ? with_range()
                                                                               : nothing();
     if (some) {

@@ -27,19 +27,20 @@ struct Statistics {
 // two where their squares would not be floats.
 class Channel {
 public:
-    Channel(const augserve_forward &a, const Group &group, const Values &values)
-        : a_(a), group_(group), values_(values) {}
+    // `lane` of `brackets` is this channel's.
+    Channel(const augserve_forward &a, const Group &group, const Values &values, Brackets &brackets, std::size_t lane)
+        : a_(a), group_(group), values_(values), brackets_(brackets), lane_(lane) {}
 
     const Values &values() const { return values_; }
+    Values &values() { return values_; }
     double phi() const { return a_.exponents ? double(a_.exponents[values_.channel]) : a_.exponent; }
 
-    // Takes the moments of the values; `sample` is memory for `sampled_start`.
-    void begin(float *sample);
+    // Takes the moments of the values; `sample` is memory for `sampled_start`, `spare` as Search takes it.
+    void begin(float *sample, float *spare);
     // With moments that were taken elsewhere, of values that need no scale, and a start, NaN for none.
-    void begin(const Moments &found, double start);
+    void begin(const Moments &found, double start, float *spare = nullptr);
 
-    bool running() const { return search_ && search_->running(); }
-    Search &search() { return *search_; }
+    const Search &search() const { return *search_; }  // while the lane runs
 
     Statistics statistics() const;
 
@@ -53,6 +54,8 @@ private:
     const augserve_forward &a_;
     const Group &group_;
     Values values_;
+    Brackets &brackets_;
+    std::size_t lane_;
     Moments found_{};
     double unit_ = 1;
     std::optional<Search> search_;

@@ -12,6 +12,7 @@
 #include <limits>
 #include <vector>
 
+#include "bracket.hpp"
 #include "channel.hpp"
 #include "parallel.hpp"
 
@@ -51,9 +52,11 @@ public:
         const std::size_t channels = std::size_t(a_.channels);
         std::vector<double> starts(channels, std::nan(""));
         if (a_.start) std::copy_n(a_.start, channels, starts.begin());
+        brackets_.assign(blocks_, Brackets(a_.rtol, a_.max_steps));
         all_.reserve(channels);
         for (std::size_t c = 0; c < channels; c++)
-            all_.emplace_back(a_, group_, Values{&group_.plan, nullptr, nullptr, c, nullptr, 1.0f});
+            all_.emplace_back(a_, group_, Values{&group_.plan, nullptr, nullptr, c, nullptr, 1.0f},
+                              brackets_[c / LANE_WIDTH], c % LANE_WIDTH);
         decide(blocks_, 1, [&](std::size_t block) {
             for (std::size_t c = block * LANE_WIDTH; c < block * LANE_WIDTH + x_.lanes(block); c++)
                 all_[c].begin(found_[c], starts[c]);
@@ -169,11 +172,7 @@ private:
     std::vector<std::size_t> running() const {
         std::vector<std::size_t> blocks;
         for (std::size_t block = 0; block < blocks_; block++)
-            for (std::size_t k = 0; k < x_.lanes(block); k++)
-                if (all_[block * LANE_WIDTH + k].running()) {
-                    blocks.push_back(block);
-                    break;
-                }
+            if (brackets_[block].running()) blocks.push_back(block);
         return blocks;
     }
 
@@ -181,18 +180,18 @@ private:
         Point point{{filled(0), filled(0), filled(1), filled(NO_VALUE), false},
                     {filled(0), filled(1), filled(0), filled(NO_VALUE)}};
         for (std::size_t k = 0; k < x_.lanes(block); k++) {
-            Channel &channel = all_[block * LANE_WIDTH + k];
-            if (!channel.running()) continue;
-            const Search::Point own = channel.search().point();
-            const double unit = 1 / double(own.z.inverse);
-            point.root.center.v[k] = point.power.center.v[k] = own.z.center;
-            point.root.without.v[k] = point.power.without.v[k] = own.without;
-            point.root.some = point.root.some || own.without != NO_VALUE;
-            point.root.target.v[k] = float(own.y * unit);
+            if (!brackets_[block].running(k)) continue;
+            const Search &search = all_[block * LANE_WIDTH + k].search();
+            const Standard z = search.standard();
+            const double unit = 1 / double(z.inverse), y = brackets_[block].y(k);
+            point.root.center.v[k] = point.power.center.v[k] = z.center;
+            point.root.without.v[k] = point.power.without.v[k] = search.without();
+            point.root.some = point.root.some || search.without() != NO_VALUE;
+            point.root.target.v[k] = float(y * unit);
             point.root.least.v[k] = std::max(float(1e-30 * unit), LEAST_ROOT);
-            point.power.inverse.v[k] = own.z.inverse;
-            point.power.y.v[k] = own.y;
-            point.table = channel.search().table();
+            point.power.inverse.v[k] = z.inverse;
+            point.power.y.v[k] = float(y);
+            point.table = search.table();
         }
         return point;
     }
@@ -211,14 +210,16 @@ private:
                 weight[k] += double(parts[at].weight.v[k]);
                 residual[k] += double(parts[at].residual.v[k]);
             }
+        Brackets &brackets = brackets_[block];
         for (std::size_t k = 0; k < x_.lanes(block); k++) {
-            Channel &channel = all_[block * LANE_WIDTH + k];
-            if (!channel.running()) continue;
+            if (!brackets.running(k)) continue;
+            const Search &search = all_[block * LANE_WIDTH + k].search();
             // Of roots, from twice the sums in units of the data to standard deviations.
-            const double root = point.table ? 1 : 1 / std::sqrt(double(channel.search().point().z.inverse));
+            const double root = point.table ? 1 : 1 / std::sqrt(double(search.standard().inverse));
             const double half = point.table ? 1 : 0.5;
-            channel.search().step(half * root * weight[k], half / root * residual[k]);
+            brackets.found(k, search.evaluate_sums(brackets.y(k), half * root * weight[k], half / root * residual[k]));
         }
+        brackets.step();
     }
 
     const augserve_forward &a_;
@@ -229,6 +230,7 @@ private:
     Side x_, y_;
     std::vector<Part> parts_;
     std::vector<Moments> found_;
+    std::vector<Brackets> brackets_;  // of each block
     std::vector<Channel> all_;
 };
 

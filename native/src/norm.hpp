@@ -17,9 +17,10 @@ struct Tiling {
     std::size_t channels, per_tile, tiles, threads;
     bool copied;  // the values of a tile are copied together; else each pass loads them from where they lie
 
-    // `count`: values of a channel in the largest group; `tensors`: how many tensors are copied; `values`: of all.
-    Tiling(std::size_t channels, std::size_t count, bool rows_contiguous, std::size_t tensors, std::int64_t threads,
-           std::size_t values);
+    // `count`: values of a channel in the largest group; `tensors`: how many tensors are read, copied unless `in_place`;
+    // `values`: of all.
+    Tiling(std::size_t channels, std::size_t count, bool rows_contiguous, std::size_t tensors, bool in_place,
+           std::int64_t threads, std::size_t values);
 
     std::size_t begin(std::size_t tile) const { return tile * per_tile; }
     std::size_t size(std::size_t tile) const;

@@ -93,6 +93,24 @@ AUGSERVE_SIMD static NewtonSums newton_sums_root_any(const float *values, std::s
     return {total(weight), total(residual)};
 }
 
+bool packs_values() {
+#ifdef AUGSERVE_AVX512
+    return has_avx512();
+#else
+    return false;
+#endif
+}
+
+std::size_t pack_values(const float *values, std::size_t n, float without, float *to) {
+#ifdef AUGSERVE_AVX512
+    if (has_avx512()) return pack_values_avx512(values, n, without, to);
+#endif
+    std::size_t count = 0;
+    for (std::size_t i = 0; i < n; i++)
+        if (values[i] != without) to[count++] = values[i];
+    return count;
+}
+
 NewtonSums newton_sums_root(const float *values, std::size_t n, Standard z, float y, float without) {
 #ifdef AUGSERVE_AVX512
     if (has_avx512()) return newton_sums_root_avx512(values, n, z, y, without);

@@ -38,6 +38,11 @@ NewtonSums newton_sums_root(const float *values, std::size_t n, Standard z, floa
 NewtonSums newton_sums(const float *values, std::size_t n, Standard z, float y, float without, float power,
                        const PowerTable *table);
 
+// Copies the values that are not `without` to one place and returns how many they are; up to 15 floats more are
+// written there. Only where `packs_values`.
+bool packs_values();
+std::size_t pack_values(const float *values, std::size_t n, float without, float *to);
+
 // With a = |d| / reach: the sums of a^p and of a^(p - 1), left (d > 0) and right (d < 0).
 // `table`: one for the power p - 1, or nullptr.
 struct SideSums {

@@ -95,6 +95,19 @@ AUGSERVE_INLINE NewtonSums root_sums(const float *values, std::size_t n, Standar
 
 }  // namespace
 
+std::size_t pack_values_avx512(const float *values, std::size_t n, float without, float *to) {
+    const __m512 atom = _mm512_set1_ps(without);
+    std::size_t count = 0;
+    for (std::size_t i = 0; i < n; i += WIDTH) {
+        const __mmask16 there = first(n - i);
+        const __m512 value = _mm512_maskz_loadu_ps(there, values + i);
+        const __mmask16 others = _mm512_mask_cmp_ps_mask(there, value, atom, _CMP_NEQ_UQ);
+        _mm512_storeu_ps(to + count, _mm512_maskz_compress_ps(others, value));  // to memory itself it is slow
+        count += std::size_t(__builtin_popcount(others));
+    }
+    return count;
+}
+
 NewtonSums newton_sums_root_avx512(const float *values, std::size_t n, Standard z, float y, float without) {
     // Where 0 is not far from the values one operation gives d, with a rounding of |center| / std times 6e-8.
     const bool near = z.center * z.inverse < 4.0f && z.center * z.inverse > -4.0f;

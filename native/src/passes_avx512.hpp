@@ -13,6 +13,7 @@ BlockMoments block_moments_avx512(const float *values, std::size_t n);
 NewtonSums newton_sums_root_avx512(const float *values, std::size_t n, Standard z, float y, float without);
 NewtonSums newton_sums_avx512(const float *values, std::size_t n, Standard z, float y, float without,
                                const PowerTable &table);
+std::size_t pack_values_avx512(const float *values, std::size_t n, float without, float *to);
 SideSums side_sums_avx512(const float *values, std::size_t n, Standard z, float y, float inverse_reach,
                           const PowerTable &table);
 GradientSums gradient_sums_root_avx512(const float *values, const float *dy, std::size_t n, Standard t, float least);

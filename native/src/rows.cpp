@@ -27,7 +27,7 @@ void medians(const augserve_median &a, const augserve_executor *executor) {
                 found = moments(values);
                 unit = 1.0 / double(scale);
             }
-            mu = median(values, found, {phi, a.rtol, int(a.max_steps)}, a.start ? a.start[row] / unit : nan);
+            mu = median(values, found, {phi, a.rtol, a.max_steps}, a.start ? a.start[row] / unit : nan);
         } else {
             found.mean = found.var = nan;
         }

@@ -32,4 +32,15 @@ namespace augserve {
 constexpr std::size_t LANES = 64;   // four registers of 16, enough to hide the latency of an addition
 constexpr std::size_t BLOCK = 1024; // values at a time: 4 KiB, which stay in the first cache; a multiple of LANES
 
+// Ask for `n` floats that are about to be read, or written: a processor guesses what comes next within a page of memory,
+// but not where the next row begins.
+template <bool WRITTEN = false>
+inline void ask_for(const float *values, std::size_t n) {
+#if defined(__GNUC__) || defined(__clang__)
+    for (std::size_t i = 0; i < n; i += 16) __builtin_prefetch(values + i, WRITTEN ? 1 : 0);
+#else
+    (void)values, (void)n;
+#endif
+}
+
 }  // namespace augserve

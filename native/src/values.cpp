@@ -9,27 +9,12 @@
 #include "passes.hpp"
 
 namespace augserve {
-namespace {
-
-constexpr std::size_t PREFETCHED = 256;  // floats of the next row, which the processor cannot guess
-
-}  // namespace
-
 const float *Values::load(std::size_t index) const {
     const float *values = view->load(*plan, channel, index, buffer);
     if (scale == 1.0f) return values;
     if (values != buffer) std::copy_n(values, plan->size(index), buffer);
     scale_block(buffer, plan->size(index), scale);
     return buffer;
-}
-
-void Values::prefetch(std::size_t index) const {
-#if defined(__GNUC__)
-    const float *there = copied ? nullptr : view->direct(*plan, channel, index);
-    for (std::size_t i = 0; there && i < PREFETCHED; i += 16) __builtin_prefetch(there + i);
-#else
-    (void)index;
-#endif
 }
 
 void Values::multiply(float by) {
@@ -45,7 +30,7 @@ Moments moments(const Values &values) {
     for (std::size_t b = 0; b < values.blocks(); b++) {
         const double n = double(values.size(b));
         const float *here = values.block(b);
-        if (b + 1 < values.blocks()) values.prefetch(b + 1);
+        if (!values.copied && b + 1 < values.blocks()) values.view->ask_for_block(*values.plan, values.channel, b + 1);
         const BlockMoments block = block_moments(here, values.size(b));
         finite = finite && block.magnitude < 0x7f800000u;
         zeros += block.zeros;

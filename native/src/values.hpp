@@ -23,7 +23,6 @@ struct Values {
         return copied ? std::min(BLOCK, plan->count() - index * BLOCK) : plan->size(index);
     }
     const float *block(std::size_t index) const { return copied ? copied + index * BLOCK : load(index); }
-    void prefetch(std::size_t index) const;
     void multiply(float by);
 
 private:

@@ -159,9 +159,11 @@ void View::store_tile(const Plan &plan, std::size_t channel, std::size_t channel
         const std::int64_t at = std::int64_t(plan.row(i)) * layout.row + std::int64_t(channel) * layout.channel;
         const float *from = tile + i * positions;
         float *to = static_cast<float *>(data) + at;
-        if (dtype == AUGSERVE_FLOAT32 && layout.position == 1)
+        if (dtype == AUGSERVE_FLOAT32 && layout.position == 1) {
+            for (std::size_t k = 0; i + 1 < plan.rows && k < channels; k++)
+                ask_for<true>(to + std::int64_t(k) * layout.channel + plan.step(i) * layout.row, positions);
             copy_segments(from, std::ptrdiff_t(leading), to, layout.channel, channels, positions);
-        else if (dtype == AUGSERVE_FLOAT32 && layout.channel == 1 && layout.position >= 0)
+        } else if (dtype == AUGSERVE_FLOAT32 && layout.channel == 1 && layout.position >= 0)
             interleave(from, leading, to, std::size_t(layout.position), positions, channels);
         else
             for (std::size_t k = 0; k < channels; k++)

@@ -5,6 +5,7 @@
 // over blocks do not depend on what else is normalized.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -28,6 +29,7 @@ struct Plan {
     std::size_t offset(std::size_t block) const;  // of its first value among count()
     std::size_t size(std::size_t block) const;
     std::size_t row(std::size_t index) const { return order ? std::size_t(order[index]) : index; }
+    std::int64_t step(std::size_t index) const { return order ? order[index + 1] - order[index] : 1; }  // to the next row
 };
 
 struct View {
@@ -39,6 +41,13 @@ struct View {
     const float *load(const Plan &plan, std::size_t channel, std::size_t block, float *buffer) const;
     // Where the values of a block may be written to, or nullptr: then `store` takes them.
     float *direct(const Plan &plan, std::size_t channel, std::size_t block) const;
+    // Asks for the beginning of a block that is about to be read or written where it lies; processors guess the rest.
+    template <bool WRITTEN = false>
+    void ask_for_block(const Plan &plan, std::size_t channel, std::size_t block) const {
+        constexpr std::size_t beginning = 256;
+        if (const float *there = direct(plan, channel, block))
+            ask_for<WRITTEN>(there, std::min(beginning, plan.size(block)));
+    }
     void store(const Plan &plan, std::size_t channel, std::size_t block, const float *values) const;
 
     // Several channels at a time, each to `leading` floats of its own.
