@@ -9,6 +9,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from augserve.norms import StatisticsNorm
+
 NormFactory = Callable[[int], nn.Module]
 Activation = Callable[[Tensor], Tensor]
 
@@ -52,8 +54,28 @@ class NormedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) to (N, C_out, H / stride, W / stride), rounded up."""
-        y: Tensor = self.norm(self.conv(x))
+        y = self.conv(x)
+        if self.activation is relu:
+            return normed_relu(self.norm, y)
+        y = self.norm(y)
         return y if self.activation is None else self.activation(y)
+
+
+def normed_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """Return max(0, norm(x) + residual); our norms do it all in one pass over x, where a kernel is.
+
+    Example:
+        >>> import torch
+        >>> normed_relu(nn.Identity(), torch.tensor([-1.0, 2.0]), torch.tensor([0.5, 0.5]))
+        tensor([0.0000, 2.5000])
+    """
+    if isinstance(norm, StatisticsNorm):
+        y: Tensor = norm(x, residual=residual, relu=True)
+        return y
+    y = norm(x)
+    if residual is not None:
+        y = y + residual
+    return F.relu(y, inplace=y is not x)  # a norm that is the identity must leave x as it is
 
 
 def relu(x: Tensor) -> Tensor:

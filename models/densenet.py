@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from augserve.models.blocks import NormFactory, initialize
+from augserve.models.blocks import NormFactory, initialize, normed_relu
 
 GROWTH = 32  # k
 BLOCKS = (6, 12, 24, 16)
@@ -36,8 +36,8 @@ class DenseLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C + k, H, W)."""
-        y = self.conv1(F.relu(self.norm1(x)))  # not in place: norm1 may be the identity, and x is needed
-        y = self.conv2(F.relu(self.norm2(y), inplace=True))
+        y = self.conv1(normed_relu(self.norm1, x))
+        y = self.conv2(normed_relu(self.norm2, y))
         return torch.cat((x, y), 1)
 
 
@@ -51,7 +51,7 @@ class Transition(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C / 2, H / 2, W / 2), rounded down; a side of 3 or less stays."""
-        y = self.conv(F.relu(self.norm(x), inplace=True))
+        y = self.conv(normed_relu(self.norm, x))
         height, width = (2 if side > 3 else 1 for side in y.shape[2:])
         return F.avg_pool2d(y, (height, width))
 
@@ -89,6 +89,6 @@ class DenseNet121(nn.Module):
         x = self.blocks[0](self.stem(x))
         for transition, block in zip(self.transitions, self.blocks[1:], strict=True):
             x = block(transition(x))
-        x = F.relu(self.norm(x), inplace=True)
+        x = normed_relu(self.norm, x)
         logits: Tensor = self.head(torch.mean(x, dim=(2, 3)))
         return logits

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from augserve.errors import ConfigurationError
-from augserve.models.blocks import NormFactory
+from augserve.models.blocks import NormFactory, normed_relu
 
 WIDTHS = (16, 32, 64)
 
@@ -34,9 +34,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
-        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        y = self.norm2(self.conv2(y))
-        return F.relu(y + self.shortcut(x), inplace=True)
+        y = normed_relu(self.norm1, self.conv1(x))
+        return normed_relu(self.norm2, self.conv2(y), self.shortcut(x))
 
     def shortcut(self, x: Tensor) -> Tensor:
         """Return x itself, or every stride-th pixel of it with zero channels on both sides."""
@@ -86,7 +85,7 @@ class ResNetCifar(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, K)."""
-        x = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        x = normed_relu(self.norm1, self.conv1(x))
         for stage in self.stages:
             x = stage(x)
         logits: Tensor = self.head(torch.mean(x, dim=(2, 3)))

@@ -20,12 +20,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn import functional as F
 
 from augserve.errors import InputError, StatisticsError
-from augserve.norms.fused import covers, normalize, plain, runs_now, train
+from augserve.norms.fused import covers, ends_now, normalize, plain, runs_now, train
 from augserve.norms.grouping import Grouping
 from augserve.norms.kernels.operators import has_kernel, norm_grouped
-from augserve.norms.kernels.spec import Groups, Moving, Spec
+from augserve.norms.kernels.spec import NO_ENDING, Ending, Groups, Moving, Spec
 from augserve.norms.median.values import Values
 from augserve.norms.processes import Processes, ProcessGroup
 from augserve.norms.reduction import Local, Reduction, along_channels, reduced_dims, require_floating
@@ -178,11 +179,21 @@ class StatisticsNorm(nn.Module, ABC):
 
     # The way of a batch.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize x (N, C, *spatial); the shape and dtype of the result are those of x."""
+    def forward(self, x: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """Normalize x (N, C, *spatial); the shape and dtype of the result are those of x.
+
+        Args:
+            x: (N, C, *spatial).
+            residual: added to what comes out, like x; None adds nothing.
+            relu: return max(0, .) of all that. In training on the CPU this is done on the way, where a kernel is.
+        """
         self._check_input(x)
-        if self.training and (y := self._train_now(x)) is not None:
+        ending = Ending(residual, relu) if relu or residual is not None else NO_ENDING
+        if self.training and (y := self._train_now(x, ending)) is not None:
             return y
+        return ended(self._normalized(x), ending)
+
+    def _normalized(self, x: Tensor) -> Tensor:
         if torch.onnx.is_in_onnx_export():
             return norm_node(self, x)
         if x.shape[0] == 0 and not self.synchronised:
@@ -207,7 +218,7 @@ class StatisticsNorm(nn.Module, ABC):
             return Processes.over(x, dims, self.process_group)
         return Local(dims)
 
-    def _train_now(self, x: Tensor) -> Tensor | None:
+    def _train_now(self, x: Tensor, ending: Ending) -> Tensor | None:
         """Do all of a training step's work in one call of a native kernel, or return None where that cannot be."""
         if self.grouping is not None or self.process_group is not False or not runs_now(x):
             return None
@@ -227,7 +238,10 @@ class StatisticsNorm(nn.Module, ABC):
                 return None
             batches.add_(1)
             moving = Moving(center, spread, self.momentum, count / (count - 1))
-        return train(x, parameters["weight"], parameters["bias"], self.exponents(), self.start(), spec, moving)
+        given = parameters["weight"], parameters["bias"], self.exponents(), self.start()
+        if ends_now(x, ending):
+            return train(x, *given, spec, moving, ending)
+        return ended(train(x, *given, spec, moving), ending)
 
     def _train(self, x: Tensor) -> Tensor:
         if self.grouping is not None and self.synchronised:
@@ -388,6 +402,13 @@ class StatisticsNorm(nn.Module, ABC):
 
     def _own_options(self) -> dict[str, Any]:
         return {}
+
+
+def ended(y: Tensor, ending: Ending) -> Tensor:
+    """Return max(0, y + residual), as far as the ending says; y may be overwritten."""
+    if ending.residual is not None:
+        y = y + ending.residual
+    return F.relu(y, inplace=True) if ending.relu else y
 
 
 def _weighted(shares: Sequence[float], statistics: Sequence[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from augserve.norms.functional import SOLVER
 from augserve.norms.kernels import native, operators, reference
-from augserve.norms.kernels.spec import Moving, Spec
+from augserve.norms.kernels.spec import NO_ENDING, Ending, Moving, Spec
 
 RTOL, MAX_STEPS = SOLVER[torch.float32]
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -78,6 +78,12 @@ def runs_now(x: Tensor) -> bool:
     )
 
 
+def ends_now(x: Tensor, ending: Ending) -> bool:
+    """Return whether `train` takes the ending too: a residual has to lie in memory as x does."""
+    residual = ending.residual
+    return residual is None or (type(residual) in PLAIN and native.lies_as(residual, x))
+
+
 def train(
     x: Tensor,
     weight: Tensor | None,
@@ -86,12 +92,13 @@ def train(
     start: Tensor | None,
     spec: Spec,
     moving: Moving | None,
+    ending: Ending = NO_ENDING,
 ) -> Tensor:
-    """`normalize` for x of which `runs_now` is true, with the running statistics updated on the way."""
+    """`normalize` for x of which `runs_now` is true, the running statistics updated and the ending done on the way."""
     weight, bias, exponents, start = (plain(part) for part in (weight, bias, exponents, start))
     if not torch.is_grad_enabled():
-        return native.forward(x, weight, bias, exponents, start, spec, moving)[0]
-    y: Tensor = _apply_now(x, weight, bias, exponents, start, spec, moving)  # type: ignore[no-untyped-call]
+        return native.forward(x, weight, bias, exponents, start, spec, moving, ending)[0]
+    y: Tensor = _apply_now(x, weight, bias, exponents, start, ending.residual, spec, moving, ending)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -154,30 +161,37 @@ class _Now(torch.autograd.Function):
         bias: Tensor | None,
         exponents: Tensor | None,
         start: Tensor | None,
+        _residual: Tensor | None,  # of the ending: here for its gradient
         spec: Spec,
         moving: Moving | None,
+        ending: Ending,
     ) -> Tensor:
-        y, statistics = native.forward(x, weight, bias, exponents, start, spec, moving)
-        ctx.save_for_backward(x, weight, bias, exponents, statistics)
+        y, statistics = native.forward(x, weight, bias, exponents, start, spec, moving, ending)
+        ctx.save_for_backward(x, weight, bias, exponents, statistics, y if ending.relu else None)
         ctx.spec = spec
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, exponents, statistics = ctx.saved_tensors
-        spec = ctx.spec
+        x, weight, bias, exponents, statistics, rectified = ctx.saved_tensors
+        spec, dy = ctx.spec, grads[0]
+        if rectified is not None:
+            dy = torch.ops.aten.threshold_backward(dy, rectified, 0)
+        d_residual = dy if ctx.needs_input_grad[5] else None
         if torch.is_grad_enabled():
             given = [x, weight, bias, exponents]
-            return *reference.gradients(grads[0], given, spec, again=True), None, None, None
-        if runs_now(grads[0]):
-            d_x, parameters = native.backward(grads[0], x, weight, statistics, exponents, spec)
+            return *reference.gradients(dy, given, spec, again=True), None, d_residual, None, None, None
+        if runs_now(dy):
+            d_x, parameters = native.backward(dy, x, weight, statistics, exponents, spec)
         else:
-            d_x, parameters = operators.norm_backward(grads[0], x, weight, statistics, exponents, *spec)
+            d_x, parameters = operators.norm_backward(dy, x, weight, statistics, exponents, *spec)
         return (
             d_x,
             None if weight is None else parameters[0],
             None if bias is None else parameters[1],
             None if exponents is None else parameters[2],
+            None,
+            d_residual,
             None,
             None,
             None,

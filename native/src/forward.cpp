@@ -141,7 +141,7 @@ void forward(const augserve_forward &a, const augserve_executor *executor) {
     std::vector<Group> groups;  // each goes the way that its own values make it go
     std::size_t largest = 0;
     for (const Group &group : groups_of(a)) {
-        if (!a.residual && !a.relu && forward_in_lanes(a, group, executor)) continue;
+        if (forward_in_lanes(a, group, executor)) continue;
         groups.push_back(group);
         largest = std::max(largest, group.plan.rows);
     }

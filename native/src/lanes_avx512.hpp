@@ -60,7 +60,8 @@ void lane_newton(const Walk &walk, Source x, const LanePoint &at, const PowerTab
 struct LaneMap {
     Lane center, scale, shift;
 };
-void lane_affine(const Walk &walk, Source x, Plane<float> y, const LaneMap &map);
+// y = map(x) + residual, where `residual.first` is there, and max(0, .) of it if `relu`, which keeps NaN.
+void lane_affine(const Walk &walk, Source x, Source residual, Plane<float> y, const LaneMap &map, bool relu);
 
 struct LaneGradient {
     Lane center, inverse, least, low, high;

@@ -31,7 +31,8 @@ public:
           blocks_((std::size_t(a.channels) + LANE_WIDTH - 1) / LANE_WIDTH),
           threads_(useful_threads(a.threads, group.plan.count() * std::size_t(a.channels))),
           x_{static_cast<const float *>(a.x), a.x_layout, std::size_t(a.channels)},
-          y_{static_cast<const float *>(a.y), a.y_layout, std::size_t(a.channels)} {}
+          y_{static_cast<const float *>(a.y), a.y_layout, std::size_t(a.channels)},
+          residual_{static_cast<const float *>(a.residual), a.y_layout, std::size_t(a.channels)} {}
 
     // Returns false, having written nothing, where values need a scale.
     bool measure() {
@@ -94,7 +95,9 @@ public:
         sweep(blocks_, [&](std::size_t chunk, std::size_t from, std::size_t to) {
             chunks_.tiles(chunk, x_.channels, [&](const Tile &tile) {
                 for (std::size_t block = from; block < to; block++)
-                    lane_affine(x_.walk(tile, block), x_.source(tile, block), y_.target(tile, block), maps[block]);
+                    lane_affine(x_.walk(tile, block), x_.source(tile, block),
+                                residual_.data ? residual_.source(tile, block) : Source{}, y_.target(tile, block),
+                                maps[block], a_.relu != 0);
             });
         });
     }
@@ -227,7 +230,7 @@ private:
     const augserve_executor *executor_;
     Chunks chunks_;
     std::size_t blocks_, threads_;
-    Side x_, y_;
+    Side x_, y_, residual_;
     std::vector<Part> parts_;
     std::vector<Moments> found_;
     std::vector<Brackets> brackets_;  // of each block

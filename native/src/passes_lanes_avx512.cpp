@@ -145,13 +145,16 @@ void newton_table(const Walk &walk, Source x, const LanePoint &at, const PowerTa
     add(residual, g_sum);
 }
 
-template <bool ALL>
-void affine(const Walk &walk, Source x, Plane<float> y, const LaneMap &map) {
+template <bool ALL, bool ADD, bool RELU>
+void affine(const Walk &walk, Source x, Source residual, Plane<float> y, const LaneMap &map) {
     const Channels<ALL> channels(walk.lanes);
     const __m512 center = get(map.center), scale = get(map.scale), shift = get(map.shift);
     each(walk, [&](std::size_t row, std::size_t i, std::size_t) AUGSERVE_LAMBDA {
         const __m512 value = channels.load(x.at(row, i));
-        channels.store(y.at(row, i), _mm512_fmadd_ps(_mm512_sub_ps(value, center), scale, shift));
+        __m512 result = _mm512_fmadd_ps(_mm512_sub_ps(value, center), scale, shift);
+        if (ADD) result = _mm512_add_ps(result, channels.load(residual.at(row, i)));
+        if (RELU) result = _mm512_max_ps(_mm512_setzero_ps(), result);  // the second where one is NaN
+        channels.store(y.at(row, i), result);
     });
 }
 
@@ -233,8 +236,19 @@ void lane_newton(const Walk &walk, Source x, const LanePoint &at, const PowerTab
     (walk.lanes == WIDTH ? newton_table<true> : newton_table<false>)(walk, x, at, table, weight, residual);
 }
 
-void lane_affine(const Walk &walk, Source x, Plane<float> y, const LaneMap &map) {
-    (walk.lanes == WIDTH ? affine<true> : affine<false>)(walk, x, y, map);
+namespace {
+
+template <bool ALL>
+void affine(const Walk &walk, Source x, Source residual, Plane<float> y, const LaneMap &map, bool relu) {
+    const auto plain = relu ? affine<ALL, false, true> : affine<ALL, false, false>;
+    const auto added = relu ? affine<ALL, true, true> : affine<ALL, true, false>;
+    (residual.first ? added : plain)(walk, x, residual, y, map);
+}
+
+}  // namespace
+
+void lane_affine(const Walk &walk, Source x, Source residual, Plane<float> y, const LaneMap &map, bool relu) {
+    (walk.lanes == WIDTH ? affine<true> : affine<false>)(walk, x, residual, y, map, relu);
 }
 
 void lane_gradient_sums(const Walk &walk, Source x, Source dy, const LaneGradient &g, LaneGradientSums &sums) {

@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 
 from augserve.errors import InputError
 from augserve.native import load_library
-from augserve.norms.kernels.spec import Groups, Moving, Spec
+from augserve.norms.kernels.spec import NO_ENDING, Ending, Groups, Moving, Spec
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -73,6 +73,7 @@ def forward(
     start: Tensor | None,
     spec: Spec,
     moving: Moving | None = None,
+    ending: Ending = NO_ENDING,
 ) -> tuple[Tensor, Tensor]:
     """Normalize x with its own statistics.
 
@@ -84,12 +85,13 @@ def forward(
         start: float32 (C,), where the solver begins; None: the mean.
         spec: the norm.
         moving: running statistics to update.
+        ending: what follows the norm.
 
     Returns:
         y like x; float32 (4, C): center, spread, first, second, as augserve.h defines them.
     """
     statistics = torch.empty((4, x.shape[1]))
-    y = _forward(x, (weight, bias, exponents, start), spec, statistics=statistics, moving=moving)
+    y = _forward(x, (weight, bias, exponents, start), spec, statistics=statistics, moving=moving, ending=ending)
     if moving is not None:
         increment_version((moving.center, moving.spread))
     return y, statistics
@@ -217,10 +219,14 @@ def _forward(
     tracked_weight: Tensor | None = None,
     statistics: Tensor | None = None,
     moving: Moving | None = None,
+    ending: Ending = NO_ENDING,
 ) -> Tensor:
     weight, bias, exponents, start = parameters
     x, x_layout = _laid_out(x)
     y = torch.empty_like(x)
+    residual = ending.residual
+    if residual is not None and not lies_as(residual, x):
+        raise InputError("native kernel: expected a residual of the shape, dtype and strides of x")
     n, c = x.shape[:2]
     own = 0 if statistics is None else statistics.data_ptr()
     count = 1 if groups is None else groups.offsets.shape[0] - 1
@@ -258,23 +264,36 @@ def _forward(
         0.0 if moving is None else moving.unbiased,
         0 if moving is None else _pointer(moving.center, c),
         0 if moving is None else _pointer(moving.spread, c),
-        0,  # no residual and no ReLU: in torch they are layers of their own
-        0,
+        0 if residual is None else residual.data_ptr(),
+        int(ending.relu),
     )
     _run(_need().forward, arguments)
     return y
 
 
+def lies_as(residual: Tensor, x: Tensor) -> bool:
+    """Return whether a kernel may add the residual to what it makes of x."""
+    same = residual.shape == x.shape and residual.dtype == x.dtype and residual.device == x.device
+    return same and _layout(x) is not None and residual.stride() == x.stride()
+
+
 def _laid_out(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
     """Return x, or a contiguous copy of it, with its strides of rows, channels and positions."""
-    if x.is_contiguous():
-        positions = _positions(x)
-        return x, (x.shape[1] * positions, positions, 1)
-    if x.ndim in (4, 5):
-        layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
-        if x.is_contiguous(memory_format=layout):
-            return x, (x.shape[1] * _positions(x), 1, x.shape[1])
+    if (layout := _layout(x)) is not None:
+        return x, layout
     return _laid_out(x.contiguous())
+
+
+def _layout(x: Tensor) -> tuple[int, int, int] | None:
+    """Return the strides of rows, channels and positions, or None where x has gaps or another order."""
+    positions = _positions(x)
+    if x.is_contiguous():
+        return x.shape[1] * positions, positions, 1
+    if x.ndim in (4, 5):
+        order = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+        if x.is_contiguous(memory_format=order):
+            return x.shape[1] * positions, 1, x.shape[1]
+    return None
 
 
 def _positions(x: Tensor) -> int:

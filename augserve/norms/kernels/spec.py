@@ -53,3 +53,18 @@ class Moving(NamedTuple):
     spread: Tensor
     momentum: float
     unbiased: float
+
+
+class Ending(NamedTuple):
+    """What follows a norm: y = max(0, norm(x) + residual).
+
+    Args:
+        residual: like x; None adds nothing.
+        relu: whether negative numbers become 0.
+    """
+
+    residual: Tensor | None = None
+    relu: bool = False
+
+
+NO_ENDING = Ending()
