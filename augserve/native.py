@@ -27,7 +27,7 @@ from augserve.errors import ConfigurationError, unknown_choice
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
-ABI = 3  # AUGSERVE_ABI of native/include/augserve.h
+ABI = 4  # AUGSERVE_ABI of native/include/augserve.h
 
 CHOICES = ("auto", "on", "off")
 CHOICE_VARIABLE = "AUGSERVE_NATIVE"

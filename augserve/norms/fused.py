@@ -94,7 +94,7 @@ def train(
     moving: Moving | None,
     ending: Ending = NO_ENDING,
 ) -> Tensor:
-    """`normalize` for x of which `runs_now` is true, the running statistics updated and the ending done on the way."""
+    """`normalize` where `runs_now`, with the running statistics updated and the ending done on the way."""
     weight, bias, exponents, start = (plain(part) for part in (weight, bias, exponents, start))
     if not torch.is_grad_enabled():
         return native.forward(x, weight, bias, exponents, start, spec, moving, ending)[0]
@@ -168,21 +168,23 @@ class _Now(torch.autograd.Function):
     ) -> Tensor:
         y, statistics = native.forward(x, weight, bias, exponents, start, spec, moving, ending)
         ctx.save_for_backward(x, weight, bias, exponents, statistics, y if ending.relu else None)
-        ctx.spec = spec
+        ctx.spec, ctx.added = spec, ending.residual is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, exponents, statistics, rectified = ctx.saved_tensors
         spec, dy = ctx.spec, grads[0]
-        if rectified is not None:
+        now = not torch.is_grad_enabled() and runs_now(dy)
+        gated = now and rectified is not None and not ctx.added  # by the kernel, on the way
+        if rectified is not None and not gated:
             dy = torch.ops.aten.threshold_backward(dy, rectified, 0)
         d_residual = dy if ctx.needs_input_grad[5] else None
         if torch.is_grad_enabled():
             given = [x, weight, bias, exponents]
             return *reference.gradients(dy, given, spec, again=True), None, d_residual, None, None, None
-        if runs_now(dy):
-            d_x, parameters = native.backward(dy, x, weight, statistics, exponents, spec)
+        if now:
+            d_x, parameters = native.backward(dy, x, weight, statistics, exponents, spec, bias=bias, relu=gated)
         else:
             d_x, parameters = operators.norm_backward(dy, x, weight, statistics, exponents, *spec)
         return (

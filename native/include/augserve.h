@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Raised when a struct or the meaning of a function changes; the caller compares it before anything else. */
-#define AUGSERVE_ABI 3
+#define AUGSERVE_ABI 4
 
 enum augserve_dtype { AUGSERVE_FLOAT32 = 0, AUGSERVE_FLOAT16 = 1, AUGSERVE_BFLOAT16 = 2 };
 
@@ -87,6 +87,9 @@ typedef struct augserve_backward {
     const float *exponents;
     const float *center, *spread, *first, *second; /* (C), as augserve_run_forward wrote them */
     float *dweight, *dbias, *dexponent;            /* (C), or NULL; dexponent is 0 without exponents */
+    /* Of max(0, y): dy counts where y, made again of x, weight and bias (C), or NULL for 0, is not negative or 0. */
+    const float *bias;
+    int64_t relu; /* 1: so, 0: not, and bias is not looked at */
 } augserve_backward;
 
 /* The generalized geometric median of each row of x (R, m), rows contiguous. */

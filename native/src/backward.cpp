@@ -57,6 +57,10 @@ private:
         for (std::size_t k = 0; k < channels; k++)
             all.push_back({describe_channel(a_, first + k, plan_.count()),
                            copied_ ? Source{x + k * leading, dy + k * leading} : Source{}, {}, {}});
+        if (copied_ && a_.relu)
+            for (One &one : all)
+                gate_block(one.copied.x, one.copied.dy, dy + (&one - all.data()) * std::ptrdiff_t(leading), plan_.count(),
+                           one.channel.gate);
         // Copies are near one by one; rows in place lie far apart, with the channels of the tile side by side.
         const std::size_t together = copied_ ? 1 : channels;
         for (auto one = all.begin(); one != all.end(); one += std::ptrdiff_t(together))
@@ -75,7 +79,10 @@ private:
 
     Source block(const One &one, std::size_t b, float *memory) const {
         if (copied_) return {one.copied.x + plan_.offset(b), one.copied.dy + plan_.offset(b)};
-        return {x_.load(plan_, one.channel.index, b, memory), dy_.load(plan_, one.channel.index, b, memory + BLOCK)};
+        const Source at{x_.load(plan_, one.channel.index, b, memory), dy_.load(plan_, one.channel.index, b, memory + BLOCK)};
+        if (!a_.relu) return at;
+        gate_block(at.x, at.dy, memory + BLOCK, plan_.size(b), one.channel.gate);
+        return {at.x, memory + BLOCK};
     }
 
     void add_sums(One &one, std::size_t b, float *memory) const {

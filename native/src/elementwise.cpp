@@ -73,6 +73,12 @@ void affine_block(const float *values, const float *residual, float *y, std::siz
     return relu ? rectified_block(values, y, n, map) : affine_block(values, y, n, map);
 }
 
+AUGSERVE_SIMD void gate_block(const float *values, const float *dy, float *out, std::size_t n, Affine map) {
+#pragma omp simd
+    for (std::size_t i = 0; i < n; i++)
+        out[i] = (values[i] - map.center) * map.scale + map.shift <= 0 ? 0.0f : dy[i];
+}
+
 AUGSERVE_SIMD void scale_block(float *values, std::size_t n, float scale) {
 #pragma omp simd
     for (std::size_t i = 0; i < n; i++) values[i] *= scale;

@@ -14,6 +14,8 @@ struct Affine {
 void affine_block(const float *values, float *y, std::size_t n, Affine map);
 // The same with a residual (or nullptr) added, and with max(0, .) of it all if `relu`, which keeps NaN.
 void affine_block(const float *values, const float *residual, float *y, std::size_t n, Affine map, bool relu);
+// out = dy where the map of the value is positive or NaN, else 0; out may be dy itself.
+void gate_block(const float *values, const float *dy, float *out, std::size_t n, Affine map);
 void scale_block(float *values, std::size_t n, float scale);
 
 // Rounded to the nearest, ties to even; inf and NaN are kept.

@@ -38,6 +38,7 @@ GradientChannel describe_channel(const augserve_backward &a, std::size_t c, std:
     const double std = around_median && std::isfinite(spread) ? std::sqrt(spread) * channel.r : 0.0;  // of t
     channel.gamma = a.weight ? double(a.weight[c]) : 1.0;
     channel.t = {a.center[c], float(channel.r)};
+    channel.gate = {a.center[c], float(channel.gamma * channel.r), a.relu && a.bias ? a.bias[c] : 0.0f};
     channel.weights = kind_of_weights(a, channel.phi, count, a.exponents != nullptr && a.dexponent != nullptr);
     channel.power = {float(channel.phi - 2), float(std::max(LEAST * std, 1e-30)), 0.0f};
     // Powers are taken of differences over the largest one, and so are logarithms.

@@ -15,6 +15,7 @@
 #include <cstddef>
 
 #include "../include/augserve.h"
+#include "elementwise.hpp"
 #include "passes.hpp"
 
 namespace augserve {
@@ -27,6 +28,7 @@ struct GradientChannel {
     Standard t;  // r (x - center)
     Weights weights;
     Power power;
+    Affine gate;  // y of x, where a ReLU followed
 };
 
 // `count`: values of a channel.

@@ -64,8 +64,9 @@ struct LaneMap {
 void lane_affine(const Walk &walk, Source x, Source residual, Plane<float> y, const LaneMap &map, bool relu);
 
 struct LaneGradient {
-    Lane center, inverse, least, low, high;
+    Lane center, inverse, least, low, high, weight, bias;
     bool root, ends;  // weights for phi = 1.5; ties of the extremes
+    bool gated;       // dy counts where weight t + bias is positive or NaN
 };
 struct LaneGradientSums {
     Lane dy, dy_t, weight, at_low, at_high;

@@ -62,8 +62,9 @@ private:
 
     LaneGradient describe(std::size_t block) const {
         const bool around_median = a_.kind == AUGSERVE_AUG;
-        LaneGradient lanes{filled(0), filled(0), filled(1), filled(0), filled(0),
-                           around_median && a_.exponent == 1.5 && chunks_.plan.count() > 2, !around_median};
+        LaneGradient lanes{filled(0), filled(0), filled(1), filled(0), filled(0), filled(0), filled(0),
+                           around_median && a_.exponent == 1.5 && chunks_.plan.count() > 2, !around_median,
+                           a_.relu != 0};
         for (std::size_t k = 0; k < x_.lanes(block); k++) {
             const GradientChannel channel = describe_channel(a_, block * LANE_WIDTH + k, chunks_.plan.count());
             lanes.center.v[k] = channel.t.center;
@@ -71,6 +72,8 @@ private:
             lanes.least.v[k] = channel.power.least;
             lanes.low.v[k] = a_.first[channel.index];
             lanes.high.v[k] = a_.second[channel.index];
+            lanes.weight.v[k] = float(channel.gamma);
+            lanes.bias.v[k] = channel.gate.shift;
         }
         return lanes;
     }

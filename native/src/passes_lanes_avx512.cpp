@@ -158,14 +158,23 @@ void affine(const Walk &walk, Source x, Source residual, Plane<float> y, const L
     });
 }
 
-template <bool ALL>
+// dy at a position, or 0 where the ReLU after the norm was closed.
+template <bool ALL, bool GATED>
+AUGSERVE_INLINE __m512 gated(const Channels<ALL> &channels, const float *dy, __m512 t, __m512 weight, __m512 bias) {
+    if (!GATED) return channels.load(dy);
+    const __mmask16 open = _mm512_cmp_ps_mask(_mm512_fmadd_ps(t, weight, bias), _mm512_setzero_ps(), _CMP_NLE_UQ);
+    return _mm512_maskz_loadu_ps(ALL ? open : open & channels.mask, dy);
+}
+
+template <bool ALL, bool GATED>
 void gradient_sums_of(const Walk &walk, Source x, Source dy, const LaneGradient &g, LaneGradientSums &sums) {
     const Channels<ALL> channels(walk.lanes);
     const __m512 center = get(g.center), inverse = get(g.inverse), least = get(g.least), one = _mm512_set1_ps(1.0f);
+    const __m512 gamma = get(g.weight), beta = get(g.bias);
     __m512 sum[TOGETHER] = {}, product[TOGETHER] = {}, weight[TOGETHER] = {}, low[TOGETHER] = {}, high[TOGETHER] = {};
     const auto common = [&](__m512 value, std::size_t row, std::size_t i, std::size_t k) AUGSERVE_LAMBDA {
-        const __m512 up = channels.load(dy.at(row, i));
         const __m512 t = _mm512_mul_ps(_mm512_sub_ps(value, center), inverse);
+        const __m512 up = gated<ALL, GATED>(channels, dy.at(row, i), t, gamma, beta);
         sum[k] = _mm512_add_ps(sum[k], up);
         product[k] = _mm512_fmadd_ps(up, t, product[k]);
         return t;
@@ -196,17 +205,19 @@ void gradient_sums_of(const Walk &walk, Source x, Source dy, const LaneGradient 
     add(sums.weight, weight);
 }
 
-template <bool ALL, bool ROOT, bool ENDS>
+template <bool ALL, bool ROOT, bool ENDS, bool GATED>
 void gradient(const Walk &walk, Source x, Source dy, Plane<float> dx, const LaneGradient &g,
               const LaneGradientTerms &by) {
     const Channels<ALL> channels(walk.lanes);
     const __m512 center = get(g.center), inverse = get(g.inverse), least = get(g.least);
     const __m512 by_dy = get(by.by_dy), by_t = get(by.by_t), constant = get(by.constant);
     const __m512 half_weight = _mm512_mul_ps(get(by.by_weight), _mm512_set1_ps(0.5f));
+    const __m512 gamma = get(g.weight), beta = get(g.bias);
     const __m512 low = get(g.low), high = get(g.high), at_low = get(by.at_low), at_high = get(by.at_high);
     each(walk, [&](std::size_t row, std::size_t i, std::size_t) AUGSERVE_LAMBDA {
-        const __m512 value = channels.load(x.at(row, i)), up = channels.load(dy.at(row, i));
+        const __m512 value = channels.load(x.at(row, i));
         const __m512 t = _mm512_mul_ps(_mm512_sub_ps(value, center), inverse);
+        const __m512 up = gated<ALL, GATED>(channels, dy.at(row, i), t, gamma, beta);
         __m512 d = _mm512_fmadd_ps(by_dy, up, _mm512_fmadd_ps(by_t, t, constant));
         if (ROOT) d = _mm512_fmadd_ps(half_weight, twice_inverse_root(t, least), d);
         if (ENDS) {
@@ -252,17 +263,28 @@ void lane_affine(const Walk &walk, Source x, Source residual, Plane<float> y, co
 }
 
 void lane_gradient_sums(const Walk &walk, Source x, Source dy, const LaneGradient &g, LaneGradientSums &sums) {
-    (walk.lanes == WIDTH ? gradient_sums_of<true> : gradient_sums_of<false>)(walk, x, dy, g, sums);
+    const auto all = g.gated ? gradient_sums_of<true, true> : gradient_sums_of<true, false>;
+    const auto some = g.gated ? gradient_sums_of<false, true> : gradient_sums_of<false, false>;
+    (walk.lanes == WIDTH ? all : some)(walk, x, dy, g, sums);
 }
+
+namespace {
+
+template <bool ALL, bool GATED>
+void gradient(const Walk &walk, Source x, Source dy, Plane<float> dx, const LaneGradient &g,
+              const LaneGradientTerms &by) {
+    const auto one = g.root   ? gradient<ALL, true, false, GATED>
+                     : g.ends ? gradient<ALL, false, true, GATED>
+                              : gradient<ALL, false, false, GATED>;
+    one(walk, x, dy, dx, g, by);
+}
+
+}  // namespace
 
 void lane_gradient(const Walk &walk, Source x, Source dy, Plane<float> dx, const LaneGradient &g,
                    const LaneGradientTerms &by) {
-    const auto all = g.root   ? gradient<true, true, false>
-                     : g.ends ? gradient<true, false, true>
-                              : gradient<true, false, false>;
-    const auto some = g.root   ? gradient<false, true, false>
-                      : g.ends ? gradient<false, false, true>
-                               : gradient<false, false, false>;
+    const auto all = g.gated ? gradient<true, true> : gradient<true, false>;
+    const auto some = g.gated ? gradient<false, true> : gradient<false, false>;
     (walk.lanes == WIDTH ? all : some)(walk, x, dy, dx, g, by);
 }
 

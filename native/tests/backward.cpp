@@ -25,6 +25,8 @@ struct Case {
     augserve_layout dx_layout;
     std::vector<float> weight, exponents;  // empty for NULL
     std::vector<float> center, spread, first, second;
+    std::vector<float> bias;  // of y, where max(0, y) followed
+    bool relu = false;
 
     double phi(std::int64_t c) const {
         return kind == AUGSERVE_AUG && !exponents.empty() ? double(exponents[std::size_t(c)]) : exponent;
@@ -58,6 +60,7 @@ Result run(const Case &a, const Tensor &x, const Tensor &dy, std::int64_t thread
     b.center = a.center.data(), b.spread = a.spread.data(), b.first = a.first.data(), b.second = a.second.data();
     if (parameters) b.dweight = r.dweight.data(), b.dbias = r.dbias.data();
     if (!a.exponents.empty()) b.dexponent = r.dexponent.data();
+    b.relu = a.relu, b.bias = pointer(a.bias);
     const int code = augserve_run_backward(&b, executor);
     expect(code == 0, "backward returned %d: %s", code, augserve_message(code));
     return r;
@@ -212,6 +215,60 @@ void check_channel_alone(Random &random, const Case &a, const Tensor &x, const T
            "channel alone: other gradients of the parameters");
 }
 
+// y of one value, by the statistics that backward is given; NaN where they are.
+double y_of(const Case &a, double x, std::int64_t c) {
+    const auto at = std::size_t(c);
+    const double spread = a.spread[at], gamma = a.weight.empty() ? 1 : double(a.weight[at]);
+    const double divisor = a.kind == AUGSERVE_AUG ? std::sqrt(spread + a.eps)
+                                                  : (spread > 0 ? std::pow(spread, a.exponent) : 0.0) + a.eps;
+    return (x - a.center[at]) * (gamma / divisor) + (a.bias.empty() ? 0 : double(a.bias[at]));
+}
+
+// Through max(0, y) as with dy that is 0 where y is not positive. Where y is so near 0 that rounding gives its sign, dy is
+// 0 in both.
+void check_gate(Random &random, const Case &a, const Tensor &x, const Tensor &dy) {
+    Case gated = a;
+    gated.relu = true;
+    if (random.one_in(2)) gated.bias = draw::some<float>(a.shape.channels, [&] { return random.normal(); });
+    // The elements of dy may be one: these may not.
+    const bool side_by_side = x.layout.channel == 1;
+    const augserve_layout layout = side_by_side ? storage::channels_last(a.shape) : storage::dense(a.shape);
+    Tensor clear(a.shape, layout, dy.dtype), masked(a.shape, layout, dy.dtype);
+    for (std::int64_t c = 0; c < a.shape.channels; c++)
+        for (std::int64_t n = 0; n < a.shape.rows; n++)
+            for (std::int64_t l = 0; l < a.shape.positions; l++) {
+                const double y = y_of(gated, x.get(n, c, l), c), bias = gated.bias.empty() ? 0 : gated.bias[std::size_t(c)];
+                const bool unclear = std::fabs(y) <= 1e-5 * (1 + std::fabs(bias)) || std::fabs(y) > 1e30;
+                const double here = unclear ? 0 : dy.get(n, c, l);
+                clear.set(n, c, l, here);
+                masked.set(n, c, l, y <= 0 ? 0 : here);
+            }
+    const std::int64_t threads = random.below(4);
+    const Result through = run(gated, x, clear, threads, nullptr), before = run(a, x, masked, threads, nullptr);
+    // In lanes the two are two functions, which a compiler may round otherwise.
+    const double rounding = side_by_side && a.shape.channels >= 8 ? 8 * EPS : 0;
+    const auto alike = [&](double got, double expected, double size) {
+        return storage::same(float(got), float(expected)) || std::fabs(got - expected) <= rounding * size;
+    };
+    for (std::int64_t c = 0; c < a.shape.channels; c++) {
+        double size = 0, sum = 0;
+        for (std::int64_t n = 0; n < a.shape.rows; n++)
+            for (std::int64_t l = 0; l < a.shape.positions; l++) {
+                size = std::max(size, std::fabs(before.dx.get(n, c, l)));
+                sum += std::fabs(masked.get(n, c, l)) * (1 + std::fabs(y_of(a, x.get(n, c, l), c)));
+            }
+        for (std::int64_t n = 0; n < a.shape.rows; n++)
+            for (std::int64_t l = 0; l < a.shape.positions; l++)
+                if (!expect(alike(through.dx.get(n, c, l), before.dx.get(n, c, l), size),
+                            "dx[%d, %d, %d] = %.9g through a ReLU, %.9g with dy masked", int(n), int(c), int(l),
+                            through.dx.get(n, c, l), before.dx.get(n, c, l)))
+                    return;
+        const auto at = std::size_t(c);
+        expect(alike(through.dweight[at], before.dweight[at], sum) && alike(through.dbias[at], before.dbias[at], sum),
+               "through a ReLU: other gradients of the parameters");
+    }
+}
+
 void fuzz(std::uint32_t seed) {
     Random random(seed);
     Case a = draw_case(random, seed);
@@ -229,6 +286,7 @@ void fuzz(std::uint32_t seed) {
     if (a.shape.values() == 0) return;
     for (std::int64_t c = 0; c < a.shape.channels; c++) check_channel(a, x, dy, r, c);
     check_channel_alone(random, a, x, dy, r);
+    check_gate(random, a, x, dy);
 }
 
 // --- against differences -------------------------------------------------------------------------------------------
@@ -256,7 +314,7 @@ void check_differences(std::uint32_t seed) {
     const storage::Shape shape{m, 1, 1};
     Tensor values(shape, storage::dense(shape), AUGSERVE_FLOAT32), dy(shape, storage::dense(shape), AUGSERVE_FLOAT32);
     for (std::int64_t i = 0; i < m; i++) values.set(i, 0, 0, x[std::size_t(i)]), dy.set(i, 0, 0, random.normal());
-    Case a{shape, kind, phi, eps, AUGSERVE_FLOAT32, 0, storage::dense(shape), {float(gamma)}, {}, {}, {}, {}, {}};
+    Case a{shape, kind, phi, eps, AUGSERVE_FLOAT32, 0, storage::dense(shape), {float(gamma)}, {}, {}, {}, {}, {}, {}};
     if (kind == AUGSERVE_AUG) a.exponents = {float(phi)};
     check::where() = check::text("differences, seed %u: kind %d exponent %g m %d", seed, kind, phi, int(m));
     set_statistics(a, values);

@@ -64,6 +64,8 @@ struct Shape {
 
 inline augserve_layout dense(Shape s) { return {s.channels * s.positions, s.positions, 1}; }
 
+inline augserve_layout channels_last(Shape s) { return {s.channels * s.positions, 1, s.channels}; }
+
 class Tensor {
 public:
     // `off`: elements between an aligned address and the buffer's first.

@@ -21,7 +21,7 @@ from augserve.norms.kernels.spec import NO_ENDING, Ending, Groups, Moving, Spec
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 _FORWARD = struct.Struct("<6q3q3q4q2dqdqqq3q2q5q2d2q2q")
-_BACKWARD = struct.Struct("<6q3q3q3q4q2dq4q3q")
+_BACKWARD = struct.Struct("<6q3q3q3q4q2dq4q3q2q")
 _MEDIAN = struct.Struct("<4qd2qdq5q2q")
 
 
@@ -123,7 +123,15 @@ def grouped(
 
 
 def backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, exponents: Tensor | None, spec: Spec
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    exponents: Tensor | None,
+    spec: Spec,
+    *,
+    bias: Tensor | None = None,
+    relu: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return dL/dx like x, and float32 (3, C): dL/dweight, dL/dbias, dL/dexponents (0 without exponents).
 
@@ -134,6 +142,8 @@ def backward(
         statistics: as `forward` gave them.
         exponents: as `forward` took them.
         spec: as `forward` took it.
+        bias: as `forward` took it; only looked at with `relu`.
+        relu: whether y was max(0, norm(x)), without a residual: dy is 0 then where it was closed.
     """
     x, x_layout = _laid_out(x)
     if dy.shape != x.shape:
@@ -167,6 +177,8 @@ def backward(
         to,
         to + 4 * c,
         0 if exponents is None else to + 8 * c,
+        _pointer(bias, c) if relu else 0,
+        int(relu),
     )
     _run(_need().backward, arguments)
     return dx, parameters
