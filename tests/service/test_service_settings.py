@@ -19,7 +19,7 @@ def test_what_is_given_comes_before_the_environment_and_the_defaults(monkeypatch
     assert settings.model == (Path("from-environment.onnx"),)
     assert settings.port == 9001
     assert settings.providers == ("CUDAExecutionProvider", "CPUExecutionProvider")
-    assert (settings.host, settings.workers) == ("127.0.0.1", 1)
+    assert (settings.host, settings.workers) == ("127.0.0.1", None)
     assert settings.max_body_bytes == 32 * 2**20
 
 
