@@ -42,7 +42,7 @@ class Gathering:
 
     def _flush(self) -> None:
         held, self._held = self._held, []
-        if held:
+        if held and not self._transport.is_closing():  # else the reader has left meanwhile
             self._transport.write(b"".join(held))
 
     def __getattr__(self, name: str) -> Any:

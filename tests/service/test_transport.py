@@ -37,6 +37,8 @@ def through(*actions: bytes | str) -> list[bytes | str]:
                 gathering.write(action)
             elif action == "close":
                 gathering.close()
+            elif action == "lost":
+                recorded.close()
             else:
                 await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -58,6 +60,7 @@ LARGE = bytes(AT_ONCE)
         (["close"], ["closed"]),
         ([b"head", LARGE, b"more"], [b"head" + LARGE, b"more"]),
         ([LARGE, "turn", b"more", "close"], [LARGE, b"more", "closed"]),
+        ([b"head", "lost", b"body"], ["closed"]),
     ],
 )
 def test_what_is_written_arrives_whole_and_in_order(actions: list[bytes | str], seen: list[bytes | str]) -> None:
