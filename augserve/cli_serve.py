@@ -46,7 +46,7 @@ def serve(
     batch_timeout_s: Annotated[
         float | None, typer.Option(help="Longest wait for others to share a run. [default: 0]")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Runs at a time. [default: 1]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Runs at a time. [default: 1; on two cores up to 2]")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads in one run; 0: one a core. [default: 0]")] = None,
     providers: Annotated[
         str | None, typer.Option(help="ONNX Runtime providers, by commas. [default: CPUExecutionProvider]")

@@ -192,26 +192,31 @@ def check_rows(rows: npt.ArrayLike, manifest: Manifest) -> npt.NDArray[np.float3
     Raises:
         InputError: another shape, values that are not numbers, or NaN or inf.
     """
-    shapes = manifest.shapes
-    expected = " or ".join("(N, " + ", ".join(map(str, shape)) + ")" for shape in shapes)
     try:
         array = np.asarray(rows)
     except ValueError:
+        expected = _expected(manifest)
         raise InputError(f"expected rows of equal shape {expected}; got rows of different shapes") from None
     if array.dtype.kind not in "fiu":
-        raise InputError(f"expected rows of numbers, shape {expected}; got values of type {array.dtype}")
-    if list(array.shape[1:]) not in shapes:
+        raise InputError(f"expected rows of numbers, shape {_expected(manifest)}; got values of type {array.dtype}")
+    if list(array.shape[1:]) not in manifest.shapes:
         came = "(" + ", ".join(str(size) for size in array.shape) + ")"
-        raise InputError(f"expected rows of shape {expected}; got {came}")
+        raise InputError(f"expected rows of shape {_expected(manifest)}; got {came}")
     if len(array) == 0:
         raise InputError("expected at least 1 row; got none")
-    with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(array, dtype=np.float32)
-    finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+    if array.dtype != np.float32:
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+    array = np.ascontiguousarray(array)
+    finite = np.isfinite(array)
     if not finite.all():
-        first = int(np.argmin(finite))
+        first = int(np.argmin(finite.all(axis=tuple(range(1, array.ndim)))))
         raise InputError(f"expected finite float32 numbers; row {first} holds NaN or inf")
     return array
+
+
+def _expected(manifest: Manifest) -> str:
+    return " or ".join("(N, " + ", ".join(map(str, shape)) + ")" for shape in manifest.shapes)
 
 
 def _check_graph(session: ort.InferenceSession, manifest: Manifest, path: Path) -> None:

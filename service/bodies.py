@@ -6,13 +6,15 @@ import asyncio
 import io
 import sys
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import anyio.to_thread
 import numpy as np
 import numpy.typing as npt
 import orjson
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
+from starlette.types import Receive
 
 from augserve.errors import (
     ConfigurationError,
@@ -23,16 +25,11 @@ from augserve.errors import (
 )
 from augserve.manifest import Manifest
 from augserve.service.compression import decompress
+from augserve.service.deadlines import Deadline, Deadlines
 from augserve.service.multipart import split_parts
-from augserve.service.number_lists import split_numbers
+from augserve.service.number_lists import MAX_FRAME, members_of, split_numbers
 from augserve.service.rows import Limits, check_instances, read_images, read_instances
-from augserve.service.scheduler import Deadline
 from augserve.service.schemas import FIELDS, PredictSettings, parse_settings, shorten
-
-if sys.version_info >= (3, 11):
-    from asyncio import timeout
-else:
-    from async_timeout import timeout  # the same, for Python 3.10
 
 JSON, FORM, NPY = "application/json", "multipart/form-data", "application/octet-stream"
 QUERY_FIELDS = ("tracked_weight", "prior", *FIELDS)
@@ -59,11 +56,19 @@ def check_headers(request: Request, max_bytes: int) -> str:
         MediaTypeError: another media type.
         PayloadTooLargeError: a Content-Length over the limit.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = header_of(request, b"content-type").partition(";")[0].strip().lower()
     if media_type not in (JSON, FORM, NPY):
         raise MediaTypeError(f"expected Content-Type {JSON}, {FORM} or {NPY}; got {media_type[:80] or 'none'}")
     check_length(request, max_bytes)
     return media_type
+
+
+def header_of(request: Request, name: bytes) -> str:
+    """Return a header by its lower-case name, empty where there is none."""
+    for key, value in request.scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return ""
 
 
 def check_length(request: Request, max_bytes: int) -> None:
@@ -72,13 +77,19 @@ def check_length(request: Request, max_bytes: int) -> None:
     Raises:
         PayloadTooLargeError: it is.
     """
-    length = request.headers.get("content-length", "")
+    length = header_of(request, b"content-length")
     if length.isdecimal() and int(length[:20]) > max_bytes:
         raise _too_large(max_bytes)
 
 
-async def read_body(request: Request, max_bytes: int, deadline: Deadline) -> bytes:
+async def read_body(request: Request, max_bytes: int, deadline: Deadline, deadlines: Deadlines) -> bytes:
     """Read the whole body, whether its length was announced or not, and undo its Content-Encoding.
+
+    Args:
+        request: whose body was not read yet.
+        max_bytes: the most bytes, as sent and decompressed.
+        deadline: until when it must be there.
+        deadlines: watch over it.
 
     Raises:
         PayloadTooLargeError: more bytes than allowed, as sent or decompressed.
@@ -86,23 +97,52 @@ async def read_body(request: Request, max_bytes: int, deadline: Deadline) -> byt
         MalformedRequestError: the sender went away, or damaged compressed data.
         MediaTypeError: an encoding that is not gzip or deflate.
     """
-    chunks: list[bytes] = []
-    size = 0
+    reading = _Reading()
+    token = deadlines.watch(deadline, reading.expire)
     try:
-        async with timeout(deadline.remaining()):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > max_bytes:
-                    raise _too_large(max_bytes)
-                chunks.append(chunk)
-    except asyncio.TimeoutError:
+        body = await _whole(request.receive, max_bytes)
+    except asyncio.CancelledError:
+        if not reading.ended():
+            raise
         raise deadline.error("the body had not arrived") from None
-    except ClientDisconnect:
-        raise MalformedRequestError("expected the whole body; the sender went away") from None
-    body, encoding = b"".join(chunks), request.headers.get("content-encoding", "")
-    if not encoding:
-        return body
-    return await anyio.to_thread.run_sync(decompress, body, encoding, max_bytes)
+    finally:
+        deadlines.forget(token)
+    encoding = header_of(request, b"content-encoding")
+    return await anyio.to_thread.run_sync(decompress, body, encoding, max_bytes) if encoding else body
+
+
+async def _whole(receive: Receive, max_bytes: int) -> bytes:
+    chunks: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise MalformedRequestError("expected the whole body; the sender went away")
+        chunk, more = message.get("body", b""), message.get("more_body", False)
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+class _Reading:
+    """A task that reads, and whether its deadline has ended that."""
+
+    __slots__ = ("_expired", "_task")
+
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+        self._expired = False
+
+    def expire(self) -> None:
+        self._expired = self._task is not None and self._task.cancel()
+
+    def ended(self) -> bool:
+        """Whether the deadline was what cancelled the task; which then goes on."""
+        if self._expired and self._task is not None and sys.version_info >= (3, 11):
+            return self._task.uncancel() == 0  # else somebody else has cancelled it too
+        return self._expired
 
 
 def parses_at_once(media_type: str, body: bytes) -> bool:
@@ -134,7 +174,7 @@ def parse_json(body: bytes) -> ParsedBody:
     """
     split = split_numbers(body)
     if split is not None:
-        settings = parse_settings(split.members, known=JSON_FIELDS, strict=True)
+        settings = (_settings_in if len(split.frame) <= MAX_FRAME else _settings_in.__wrapped__)(split.frame)
         return ParsedBody(settings, lambda *how: check_instances(split.values, *how))
     try:
         data = orjson.loads(body)
@@ -148,6 +188,11 @@ def parse_json(body: bytes) -> ParsedBody:
         raise InputError('expected "instances", a list of rows; got none')
     images = isinstance(instances, list) and any(isinstance(row, dict) for row in instances)
     return ParsedBody(settings, lambda *how: read_instances(instances, *how), images)
+
+
+@lru_cache(maxsize=256)
+def _settings_in(frame: bytes) -> PredictSettings:
+    return parse_settings(dict(members_of(frame) or {}), known=JSON_FIELDS, strict=True)
 
 
 def parse_form(body: bytes, content_type: str) -> ParsedBody:

@@ -6,7 +6,6 @@ model), answer (labels and probabilities).
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,26 +13,17 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
-from augserve.errors import ConfigurationError, InputError, ModelFileError, StatisticsError, UnknownModelError
+from augserve.errors import ConfigurationError, InputError, StatisticsError, UnknownModelError
 from augserve.manifest import Manifest
-from augserve.runtime import (
-    DEFAULT_PROVIDERS,
-    check_rows,
-    open_session,
-    open_tracked_session,
-    read_manifest,
-    rows_with_own_statistics,
-    softmax,
-)
-from augserve.service import self_check
+from augserve.runtime import check_rows, rows_with_own_statistics, softmax
 from augserve.service.forms import Form
 from augserve.service.isolation import Groups, Piece, cut, group_rows, merge
+from augserve.service.opening import Opening, open_forms
 from augserve.service.schemas import Answer, Comparison, Prediction, PredictSettings, Timing, TopClass
 from augserve.statistics import Statistics
 
-logger = logging.getLogger(__name__)
+TRACKED, BATCH = Statistics("tracked"), Statistics("batch")
 
 Logits = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float64]
@@ -81,6 +71,7 @@ class Predictor:
         *,
         providers: Sequence[str] | None = None,
         threads: int = 0,
+        threads_beside: int = 0,
         name: str | None = None,
         version: str = "1",
         fold: bool = True,
@@ -92,6 +83,7 @@ class Predictor:
             path: the .onnx file.
             providers: execution providers in order of preference; None means the CPU.
             threads: threads inside one operator; 0 means one a core.
+            threads_beside: the same in one of several runs at a time; 0 means no difference.
             name: the model's name; None means the file's stem.
             version: the version's name.
             fold: whether requests with tracked statistics get a graph of their own, with the norms folded away.
@@ -101,27 +93,9 @@ class Predictor:
             ModelFileError: a file that cannot be opened, or that fails its self-check.
             ConfigurationError: a provider that this ONNX Runtime does not have, or that does not start.
         """
+        how = Opening(providers, threads, threads_beside)
         name = name or Path(path).stem
-        session = open_session(path, providers=providers, threads=threads, yields=True)
-        if not fall_back:
-            _check_provider(session, providers)
-        manifest = read_manifest(session, path)
-        adaptive = Form(session, name, merges=manifest.mode != "batch")
-        try:
-            self_check.check_answers(adaptive, manifest)
-            if manifest.mode == "adaptive":
-                self_check.check_isolation(adaptive, manifest)
-        except ModelFileError as error:
-            raise ModelFileError(f"{path}: {error}") from None
-        tracked = None
-        if fold and manifest.mode == "adaptive":
-            folded = open_tracked_session(path, providers=providers, threads=threads, yields=True)
-            tracked = Form(folded, name) if folded is not None else None
-            if tracked is not None and not self_check.agree(tracked, adaptive, manifest):
-                logger.warning(
-                    "%s: its folded form answers otherwise; tracked requests run on the whole graph", path
-                )
-                tracked = None
+        adaptive, tracked, manifest = open_forms(path, name, how, fold=fold, fall_back=fall_back)
         return cls(adaptive, manifest, name, version, tracked)
 
     def warm_up(self, sizes: Sequence[int]) -> None:
@@ -170,7 +144,7 @@ class Predictor:
         if settings.blend is not None:
             chosen = Statistics("blend", settings.blend.tracked_weight, settings.blend.prior)
         elif settings.tracking is not None:
-            chosen = Statistics("tracked" if settings.tracking else "batch")
+            chosen = TRACKED if settings.tracking else BATCH
         else:
             file_mode = self.manifest.mode
             chosen = Statistics(self.manifest.default_mode if file_mode == "adaptive" else file_mode)
@@ -181,9 +155,11 @@ class Predictor:
             )
         return chosen
 
-    def prepare(self, rows: npt.NDArray[np.float32], settings: PredictSettings) -> Job:
-        """Cut checked rows, float32 (N, C, H, W), into statistics groups."""
-        statistics = self.statistics(settings)
+    def prepare(
+        self, rows: npt.NDArray[np.float32], settings: PredictSettings, statistics: Statistics | None = None
+    ) -> Job:
+        """Cut checked rows, float32 (N, C, H, W), into statistics groups; `statistics` as the settings ask."""
+        statistics = statistics or self.statistics(settings)
         groups = group_rows(len(rows), statistics, settings.batch_size, settings.remainder, self._min_rows)
         return Job(rows[: len(groups.ids)], groups, statistics, settings)
 
@@ -237,20 +213,10 @@ class Predictor:
         return answer
 
 
-def _check_provider(session: ort.InferenceSession, providers: Sequence[str] | None) -> None:
-    """Refuse a session that another provider runs than the first one asked for."""
-    wanted, came = (providers or DEFAULT_PROVIDERS)[0], session.get_providers()[0]
-    if wanted != came:
-        raise ConfigurationError(
-            f"expected {wanted}; it did not start, and {came} would run the model: see to its driver and "
-            f"libraries, choose {came}, or allow it with provider_fallback"
-        )
-
-
 def _check_finite(logits: Logits) -> None:
-    finite = np.isfinite(logits).all(axis=1)
+    finite = np.isfinite(logits)
     if not finite.all():
-        first = int(finite.argmin())
+        first = int(finite.all(axis=1).argmin())
         raise InputError(
             f"expected rows that give finite logits; this model gives NaN or inf for row {first}; "
             "preprocess the rows as its manifest says"
@@ -262,22 +228,22 @@ def _predictions(
 ) -> tuple[list[Prediction], Probabilities]:
     """Return the wanted parts of each row's prediction; of equal logits the first class counts as larger."""
     probabilities = softmax(logits)
-    order = np.argsort(-logits, axis=1, kind="stable")[:, : settings.top_k or 1].tolist()
-    wanted = settings.returns
-    predictions = []
-    for row, (numbers, raw) in enumerate(zip(probabilities.tolist(), logits.tolist(), strict=True)):
-        best = [TopClass(index=k, label=classes[k], probability=numbers[k]) for k in order[row]]
-        prediction = Prediction()
+    wanted, top_k = settings.returns, settings.top_k
+    first = logits.argmax(axis=1).tolist()
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :top_k].tolist() if top_k else []
+    raw = logits.tolist() if "logits" in wanted else []
+    predictions: list[Prediction] = []
+    for row, numbers in enumerate(probabilities.tolist()):
+        prediction: Prediction = {}
         if "label" in wanted:
-            prediction["index"] = best[0]["index"]
-            prediction["label"] = best[0]["label"]
-            prediction["probability"] = best[0]["probability"]
+            k = first[row]
+            prediction = {"index": k, "label": classes[k], "probability": numbers[k]}
         if "probabilities" in wanted:
             prediction["probabilities"] = numbers
         if "logits" in wanted:
-            prediction["logits"] = raw
-        if settings.top_k:
-            prediction["top_k"] = best
+            prediction["logits"] = raw[row]
+        if top_k:
+            prediction["top_k"] = [{"index": k, "label": classes[k], "probability": numbers[k]} for k in order[row]]
         predictions.append(prediction)
     return predictions, probabilities
 

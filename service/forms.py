@@ -3,6 +3,9 @@
 A model is served in one or two forms. Rows with tracked statistics run on a folded graph where there is one, all
 others on the adaptive graph; which of them a request takes depends on its settings alone. A file with batch
 statistics takes no groups: there each group is a run.
+
+On a CPU a form may hold its graph twice: a run that has the machine to itself takes all cores, one of two side by
+side takes half of them. Both give the same bits, or there is only the first (see `self_check.same_bits`).
 """
 
 from __future__ import annotations
@@ -21,10 +24,19 @@ class Form:
         session: an open graph with one input of rows, and group and tracked_weight where it is adaptive.
         model: the name of the model that it belongs to.
         merges: whether rows of several groups may share a run.
+        beside: the same graph with fewer threads, for a run beside others; None means `session`.
     """
 
-    def __init__(self, session: ort.InferenceSession, model: str, *, merges: bool = True) -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        model: str,
+        *,
+        merges: bool = True,
+        beside: ort.InferenceSession | None = None,
+    ) -> None:
         self.session = session
+        self.beside = beside
         self.model = model
         self.merges = merges
         names = [node.name for node in session.get_inputs()]
@@ -38,6 +50,8 @@ class Form:
         rows: npt.NDArray[np.float32],
         ids: npt.NDArray[np.int64],
         tracked_weight: npt.NDArray[np.float32],
+        *,
+        alone: bool = True,
     ) -> npt.NDArray[np.float32]:
         """Run rows.
 
@@ -45,6 +59,7 @@ class Form:
             rows: float32 (N, C, H, W).
             ids: int64 (N,), the group of each row.
             tracked_weight: float32 (N,), lambda of each row's group.
+            alone: whether no other run is in progress; it says how many threads to take, and changes no number.
 
         Returns:
             Logits, float32 (N, K).
@@ -55,7 +70,8 @@ class Form:
             feed["tracked_weight"] = tracked_weight
         if self._on_device:
             return self._run_bound(feed)
-        logits: npt.NDArray[np.float32] = self.session.run([self._output], feed)[0]
+        session = self.session if alone or self.beside is None else self.beside
+        logits: npt.NDArray[np.float32] = session.run([self._output], feed)[0]
         return logits
 
     def _run_bound(self, feed: dict[str, npt.NDArray[np.generic]]) -> npt.NDArray[np.float32]:

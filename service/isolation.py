@@ -7,6 +7,7 @@ request alone, whichever requests share its run. The arrays made here are inputs
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ class Groups(NamedTuple):
     warnings: list[str]
 
 
+@lru_cache(maxsize=64)
 def group_rows(
     n: int,
     statistics: Statistics,
@@ -74,6 +76,8 @@ def group_rows(
             "its statistics come from the positions of that row alone"
         )
     per_row = np.repeat(np.asarray(weights, np.float32), sizes)
+    for array in (ids, per_row):
+        array.flags.writeable = False  # requests of the same size and settings share them
     return Groups(ids, per_row, sizes, weights, list(range(len(ids), n)), warnings)
 
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from augserve.errors import AugserveError, ModelFileError, NotReadyError
 from augserve.service.dataplane import Job, Predictor
+from augserve.service.deadlines import Deadline
 from augserve.service.metrics import Metrics
+from augserve.service.placement import placing, usable_cores
 from augserve.service.repository import Repository, check_paths
 from augserve.service.rows import Limits
-from augserve.service.scheduler import Deadline, RunReport, Scheduler
+from augserve.service.scheduler import RunReport, Scheduler
 from augserve.service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -25,7 +29,6 @@ logger = logging.getLogger(__name__)
 LOAD_GRACE_S = 2.0  # models that load in this time are never seen as not ready
 
 Logits = npt.NDArray[np.float32]
-T = TypeVar("T")
 
 
 class Outcome(NamedTuple):
@@ -51,11 +54,12 @@ class Service:
         self.models = Repository(settings.model, self._open, self._changed)
         self.limits = Limits(settings.max_rows, settings.max_image_pixels)
         self.scheduler = Scheduler(
-            settings.workers,
+            settings.runs_at_a_time(),
             settings.queue_limit,
             settings.rows_of_a_run(),
             settings.batch_timeout_s,
             report=self._report,
+            place=placing(usable_cores()) if settings.threads_beside() else None,
         )
         self.metrics.watch_queue(lambda: self.scheduler.waiting)
         self.metrics.watch_ready(self._takes)
@@ -122,21 +126,14 @@ class Service:
         if not self._loaded:
             raise NotReadyError("the model is still loading; try again")
 
-    @contextmanager
-    def taking(self) -> Iterator[None]:
+    def taking(self) -> AbstractContextManager[None]:
         """Count a request as accepted, so that draining waits for it, and give it one of the bounded places.
 
         Raises:
             NotReadyError: as `ready`.
             QueueFullError: every place is taken.
         """
-        self.ready()
-        self.accepted += 1
-        try:
-            with self.scheduler.place():
-                yield
-        finally:
-            self.accepted -= 1
+        return _Taking(self)
 
     @contextmanager
     def accept(self, model: str | None = None, version: str | None = None) -> Iterator[Predictor]:
@@ -149,14 +146,6 @@ class Service:
         """
         with self.taking():
             yield self.models.get(model, version)
-
-    async def prepare(self, job: Callable[[], T], deadline: Deadline, *, inline: bool = False) -> T:
-        """Parse and check, in a codec thread, or on the event loop where `inline` says that it takes no time.
-
-        Raises:
-            AugserveError: what `job` raises, or a deadline that passed.
-        """
-        return job() if inline else await self.scheduler.work(job, deadline)
 
     async def execute(self, predictor: Predictor, job: Job, deadline: Deadline, caller: str) -> Outcome:
         """Run a job, together with those of others.
@@ -197,6 +186,7 @@ class Service:
             path,
             providers=settings.providers,
             threads=settings.threads,
+            threads_beside=settings.threads_beside(),
             name=name,
             version=version,
             fold=settings.fold_tracked,
@@ -230,3 +220,25 @@ class Service:
                 await asyncio.to_thread(self.models.refresh)
             except Exception as error:  # a folder that cannot be read just now: what serves goes on
                 logger.error("the repository could not be read: %s", error)  # noqa: TRY400
+
+
+class _Taking(AbstractContextManager[None]):
+    """The place of one request, from `with` to its end."""
+
+    __slots__ = ("_service",)
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    @override
+    def __enter__(self) -> None:
+        self._service.ready()
+        self._service.scheduler.enter()
+        self._service.accepted += 1
+
+    @override
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._service.accepted -= 1
+        self._service.scheduler.leave()

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections.abc import Mapping
+from functools import lru_cache
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,15 +25,22 @@ except ImportError:  # no wheel for this Python or platform
     simdjson = None  # type: ignore[assignment]
 
 MAX_DEPTH = 8
+MAX_FRAME = 2**10  # bytes of a frame that is remembered
 _PLACE = secrets.token_hex(16)  # stands for the list while the rest is parsed: no sender knows it
+_OPENING = ord("[")
 _PARSERS = threading.local()
 
 
 class Split(NamedTuple):
-    """A body's members, with a list of numbers taken out of `instances`."""
+    """A body whose list of numbers was taken out of `instances`: the frame that is left, and the numbers."""
 
-    members: dict[str, Any]
+    frame: bytes
     values: npt.NDArray[np.float32]
+
+    @property
+    def members(self) -> Mapping[str, Any]:
+        """What the body holds beside its instances."""
+        return members_of(self.frame) or {}
 
 
 def split_numbers(body: bytes) -> Split | None:
@@ -40,24 +50,42 @@ def split_numbers(body: bytes) -> Split | None:
         body: JSON.
 
     Returns:
-        The other members, and the instances float32 in their shape, with inf where a number is too large for that;
-        None where the body is anything else, valid or not.
+        What is left of it, and the instances float32 in their shape, with inf where a number is
+        too large for that; None where the body is anything else, valid or not.
 
     Example:
-        >>> split_numbers(b'{"instances": [[1, 2.5]], "tracking": true}')
-        Split(members={'tracking': True}, values=array([[1. , 2.5]], dtype=float32))
+        >>> split_numbers(b'{"instances": [[1, 2.5]], "tracking": true}').values
+        array([[1. , 2.5]], dtype=float32)
     """
     start, end = body.find(b"["), body.rfind(b"]") + 1
     if simdjson is None or start < 0 or body.find(b'"', start, end) >= 0:  # images, or other lists
         return None
+    frame = b'%b"%b"%b' % (body[:start], _PLACE.encode(), body[end:])
+    if members_of(frame) is None:
+        return None
+    values = _values(body[start:end])
+    return None if values is None else Split(frame, values)
+
+
+def members_of(frame: bytes) -> Mapping[str, Any] | None:
+    """Return the members of a body beside its instances; None where they are no list, or it is no object.
+
+    Callers say the same again and again: what they say is remembered.
+    """
+    return _remembered(frame) if len(frame) <= MAX_FRAME else _members(frame)
+
+
+def _members(frame: bytes) -> Mapping[str, Any] | None:
     try:
-        members = orjson.loads(b'%b"%b"%b' % (body[:start], _PLACE.encode(), body[end:]))
+        members = orjson.loads(frame)
     except orjson.JSONDecodeError:
         return None
     if not isinstance(members, dict) or members.pop("instances", None) != _PLACE:
         return None
-    values = _values(body[start:end])
-    return None if values is None else Split(members, values)
+    return MappingProxyType(members)
+
+
+_remembered = lru_cache(maxsize=256)(_members)
 
 
 def _values(text: bytes) -> npt.NDArray[np.float32] | None:
@@ -67,7 +95,7 @@ def _values(text: bytes) -> npt.NDArray[np.float32] | None:
     try:
         parser = parser or simdjson.Parser()
         root: Any = parser.parse(text)
-        shape = _shape(root, text.count(b"["))
+        shape = _shape(root, int(np.count_nonzero(np.frombuffer(text, np.uint8) == _OPENING)))
         if shape is None:
             return None
         flat = np.frombuffer(root.as_buffer(of_type="d"), np.float64)

@@ -2,8 +2,7 @@
 
 A request takes a place before its body is read, so that memory is bounded by places x body limit. What it wants run
 waits in the queue of a form (one graph of one model); when a thread is free, the queue whose first entry waited
-longest gives it one run's worth of entries, of any callers. All this happens on the event loop, which only hands
-work over and never waits for a model.
+longest gives it one run's worth of entries, of any callers. The event loop never waits for a model.
 """
 
 from __future__ import annotations
@@ -11,42 +10,22 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from augserve.errors import DeadlineError, QueueFullError
-from augserve.service.batching import Entry, FairQueue, when_to_run
+from augserve.errors import QueueFullError
+from augserve.service.batching import Entry
+from augserve.service.deadlines import Deadline, Deadlines
 from augserve.service.forms import Form
 from augserve.service.isolation import Piece, merge
+from augserve.service.lanes import Lane, Lanes, Run
 
 T = TypeVar("T")
 Logits = npt.NDArray[np.float32]
-
-
-class Deadline:
-    """The moment until which a request may wait for its run, `seconds` after the request came."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.started = time.perf_counter()
-
-    def remaining(self) -> float:
-        """Return the seconds left, at least 0."""
-        return max(0.0, self.started + self.seconds - time.perf_counter())
-
-    def check(self) -> None:
-        """Raise DeadlineError when no time is left."""
-        if not self.remaining():
-            raise self.error("its run had not begun")
-
-    def error(self, what: str) -> DeadlineError:
-        """Return the error to raise."""
-        return DeadlineError(f"expected to run this request within {self.seconds:g} s; by then {what}; try again")
 
 
 class Ran(NamedTuple):
@@ -75,7 +54,7 @@ class _Request:
     """A request in the queue: its pieces come back one by one."""
 
     def __init__(self, form: Form, pieces: Sequence[Piece], caller: str) -> None:
-        self.lane: _Lane = (form, pieces[0].rows.shape[1:])
+        self.lane: Lane = (form, pieces[0].rows.shape[1:])
         self.arrived = time.perf_counter()
         self.began = self.ended = 0.0
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -96,7 +75,6 @@ class _Request:
 
 
 _Item = tuple[_Request, int, Piece]
-_Lane = tuple[Form, tuple[int, ...]]  # rows of one shape for one form can share a run
 
 
 class Scheduler:
@@ -109,6 +87,7 @@ class Scheduler:
         batch_timeout_s: the longest wait for more rows while other runs are in progress; a request that finds the
             server idle is run at once.
         report: called on the event loop after every run.
+        place: called in each thread that runs models before its first run.
     """
 
     def __init__(
@@ -118,29 +97,25 @@ class Scheduler:
         max_batch_size: int = 256,
         batch_timeout_s: float = 0.0,
         report: Callable[[RunReport], None] = lambda run: None,
+        place: Callable[[], None] | None = None,
     ) -> None:
+        self.deadlines = Deadlines()
         self.places = workers + queue_limit
         self.taken = 0
-        self.max_batch_size = max_batch_size
-        self._batch_timeout_s = batch_timeout_s
+        self.lanes: Lanes[_Item] = Lanes(workers, max_batch_size, batch_timeout_s)
         self._report = report
         self._queue_limit = queue_limit
-        self._workers = workers
-        self._running = 0
-        self._queues: dict[_Lane, FairQueue[_Item]] = {}
-        self._found_idle: set[_Lane] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._run_pool = ThreadPoolExecutor(workers, thread_name_prefix="augserve-run")
+        self._run_pool = ThreadPoolExecutor(workers, thread_name_prefix="augserve-run", initializer=place)
         self._codec_pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="augserve-codec")
 
     @property
     def waiting(self) -> int:
         """What waits for a run: requests, or parts of one."""
-        return sum(len(queue) for queue in self._queues.values())
+        return len(self.lanes)
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold a place for one request; on the event loop only.
+    def enter(self) -> None:
+        """Take a place for one request, until `leave`; on the event loop only.
 
         Raises:
             QueueFullError: every place is taken.
@@ -148,10 +123,10 @@ class Scheduler:
         if self.taken >= self.places:
             raise QueueFullError(f"expected at most {self._queue_limit} waiting requests; got one more; try again")
         self.taken += 1
-        try:
-            yield
-        finally:
-            self.taken -= 1
+
+    def leave(self) -> None:
+        """Give a place back."""
+        self.taken -= 1
 
     async def work(self, job: Callable[[], T], deadline: Deadline | None = None) -> T:
         """Run `job` in a codec thread, unless its deadline passes before one is free.
@@ -187,25 +162,22 @@ class Scheduler:
             Exception: whatever the model raises for this request alone.
         """
         request = _Request(form, pieces, caller)
-        queue = self._queues.setdefault(request.lane, FairQueue())
-        if not queue.rows and not self._running:
-            self._found_idle.add(request.lane)
-        for entry in request.entries:
-            queue.add(entry)
+        self.lanes.add(request.lane, request.entries)
         self._dispatch()
-        timer = asyncio.get_running_loop().call_later(deadline.remaining(), self._expire, request, deadline)
+        token = self.deadlines.watch(deadline, lambda: self._expire(request, deadline))
         try:
             await request.done
         finally:
-            timer.cancel()
+            self.deadlines.forget(token)
             if request.missing:
-                self._withdraw(request)
+                self.lanes.discard(request.lane, request.entries)
         parts = [part for part in request.results if part is not None]
         logits = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return Ran(logits, request.began - request.arrived, request.ended - request.began)
 
     def close(self) -> None:
         """Take no more jobs; those that run finish in their threads."""
+        self.deadlines.close()
         for pool in (self._run_pool, self._codec_pool):
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -213,72 +185,55 @@ class Scheduler:
         if not request.began and not request.done.done():
             request.done.set_exception(deadline.error("its run had not begun"))
 
-    def _withdraw(self, request: _Request) -> None:
-        queue = self._queues.get(request.lane)
-        if queue is not None:
-            for entry in request.entries:
-                queue.discard(entry)
-            if not queue.rows:
-                del self._queues[request.lane]
-                self._found_idle.discard(request.lane)
-
     def _dispatch(self) -> None:
-        """Start runs as long as there are free threads and queues that may run."""
+        """Start runs as long as there are free threads and queues that may run; on the event loop."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._running < self._workers and self._queues:
-            lane = min(self._queues, key=self._due)
-            wait = self._due(lane) - time.perf_counter()
-            if wait > 0:
-                self._timer = asyncio.get_running_loop().call_later(wait, self._dispatch)
-                return
-            self._start(lane, self._queues[lane])
-
-    def _due(self, lane: _Lane) -> float:
-        form, queue = lane[0], self._queues[lane]
-        limit = self.max_batch_size if form.merges else 1
-        return when_to_run(queue.rows, queue.oldest(), limit, self._batch_timeout_s, lane in self._found_idle)
-
-    def _start(self, lane: _Lane, queue: FairQueue[_Item]) -> None:
-        form, _ = lane
-        items = queue.take(self.max_batch_size if form.merges else 1)
-        self._found_idle.discard(lane)
-        if not queue.rows:
-            del self._queues[lane]
-        now = time.perf_counter()
-        for request, _, _ in items:
-            request.began = request.began or now
-        self._running += 1
         loop = asyncio.get_running_loop()
+        while (run := self._next()) is not None:
+            if not isinstance(run, Run):
+                self._timer = loop.call_later(run, self._dispatch)
+                return
+            self._run_pool.submit(self._work, loop, run)
 
-        def run() -> None:
-            results = run_together(form, [piece for _, _, piece in items])
-            loop.call_soon_threadsafe(self._finished, form, items, results, time.perf_counter() - now)
+    def _next(self) -> Run[_Item] | float | None:
+        run = self.lanes.take()
+        if isinstance(run, Run):
+            for request, _, _ in run.items:
+                request.began = request.began or run.began
+        return run
 
-        self._run_pool.submit(run)
+    def _work(self, loop: asyncio.AbstractEventLoop, run: Run[_Item]) -> None:
+        """Run, and go on with what waits by then; in a thread."""
+        following: Run[_Item] | float | None = run
+        while isinstance(following, Run):
+            run = following
+            results = run_together(run.form, [piece for _, _, piece in run.items], alone=run.alone)
+            seconds = time.perf_counter() - run.began
+            self.lanes.end(run)
+            following = self._next()
+            loop.call_soon_threadsafe(self._finished, run, results, seconds)
 
-    def _finished(self, form: Form, items: list[_Item], results: list[Logits | Exception], seconds: float) -> None:
-        self._running -= 1
-        for (request, index, _), result in zip(items, results, strict=True):
+    def _finished(self, run: Run[_Item], results: list[Logits | Exception], seconds: float) -> None:
+        for (request, index, _), result in zip(run.items, results, strict=True):
             request.finish(index, result)
         self._dispatch()
-        requests = len({id(request) for request, _, _ in items})
-        pieces = [piece for _, _, piece in items]
-        rows = sum(len(piece.ids) for piece in pieces)
+        requests = len({id(request) for request, _, _ in run.items})
+        pieces = [piece for _, _, piece in run.items]
         groups = [size for piece in pieces if piece.tracked_weight.min() < 1 for size in piece.groups]
         failed = any(isinstance(result, Exception) for result in results)
-        self._report(RunReport(form.model, requests, rows, groups, seconds, failed))
+        self._report(RunReport(run.form.model, requests, run.rows, groups, seconds, failed))
 
 
-def run_together(form: Form, pieces: list[Piece]) -> list[Logits | Exception]:
+def run_together(form: Form, pieces: list[Piece], *, alone: bool = True) -> list[Logits | Exception]:
     """Run pieces together; where that fails, each by itself, so that a failure stays with its request."""
     try:
-        logits = form.run(*merge(pieces))
+        logits = form.run(*merge(pieces), alone=alone)
         if len(pieces) == 1:
             return [logits]
         return list(np.split(logits, np.cumsum([len(piece.ids) for piece in pieces])[:-1]))
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this
         if len(pieces) == 1:
             return [error]
-    return [result for piece in pieces for result in run_together(form, [piece])]
+    return [result for piece in pieces for result in run_together(form, [piece], alone=alone)]

@@ -74,6 +74,19 @@ def agree(tracked: Form, adaptive: Form, manifest: Manifest) -> bool:
     )
 
 
+def same_bits(form: Form, manifest: Manifest) -> bool:
+    """Whether a run beside others gives the bits that it gives alone, for a single row and groups of every mode."""
+    random = np.random.default_rng(0)
+    for n in (1, 8):
+        rows = random.normal(size=(n, *manifest.shape)).astype(np.float32)
+        ids = np.arange(n) * 4 // n
+        weights = np.asarray([1.0, 0.0, 0.5, 0.0], np.float32)[ids]
+        alone, beside = (form.run(rows, ids, weights, alone=alone) for alone in (True, False))
+        if alone.tobytes() != beside.tobytes():
+            return False
+    return True
+
+
 def _run(form: Form, rows: Array, ids: npt.NDArray[np.int64], weights: Array, what: str) -> Array:
     try:
         return form.run(rows, ids, weights)

@@ -22,6 +22,7 @@ from augserve.service.app import build_app
 from augserve.service.lifecycle import Service
 from augserve.service.logs import access_log
 from augserve.service.settings import Settings
+from augserve.service.transport import GatheringProtocol
 
 DRAIN_MARGIN_S = 30
 KEEP_ALIVE_S = 75  # longer than load balancers keep a connection: they close it, not we under their request
@@ -54,6 +55,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
         gc.freeze()  # what is there now stays: collections need not look at it under load
         config = uvicorn.Config(
             app,
+            http=GatheringProtocol,
             log_level="error",  # a stranger who sends nonsense writes no line of his own
             access_log=False,
             server_header=False,

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from augserve.errors import ConfigurationError
 from augserve.runtime import DEFAULT_PROVIDERS
+from augserve.service.placement import usable_cores
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -44,7 +45,8 @@ class Settings(BaseSettings):
         preferred_batch_size: rows that fill a run: no more are collected. Left out: 64 on a CPU, for the sake of
             its caches, else max_batch_size.
         batch_timeout_s: seconds that a request waits for others to share its run, unless the server is idle.
-        workers: runs in progress at a time.
+        workers: runs in progress at a time, each with all `threads`. Left out: 1; on a CPU of two cores 2, while
+            several requests wait, with a core each.
         threads: threads inside one operator of ONNX Runtime; 0 means one a core.
         providers: ONNX Runtime execution providers in order of preference, separated by commas.
         provider_fallback: whether a provider that does not start leaves the model to the next one.
@@ -76,7 +78,7 @@ class Settings(BaseSettings):
     max_batch_size: Annotated[int, Field(ge=1)] = 256
     preferred_batch_size: Annotated[int, Field(ge=1)] | None = None
     batch_timeout_s: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 0.0
-    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    workers: Annotated[int, Field(ge=1, le=256)] | None = None
     threads: Annotated[int, Field(ge=0)] = 0
     providers: Annotated[tuple[str, ...], NoDecode, Field(min_length=1)] = DEFAULT_PROVIDERS
     provider_fallback: bool = False
@@ -105,6 +107,15 @@ class Settings(BaseSettings):
         """Return the rows that fill a run."""
         usual = PREFERRED_ON_CPU if self.providers[0] == CPU else self.max_batch_size
         return min(self.preferred_batch_size or usual, self.max_batch_size)
+
+    def runs_at_a_time(self) -> int:
+        """Return the most runs in progress at a time."""
+        return self.workers or (2 if self.threads_beside() else 1)
+
+    def threads_beside(self) -> int:
+        """Return the threads of a run beside another one; 0 where it takes as many as one that is alone."""
+        two = len(usable_cores()) == 2 and self.threads in (0, 2)
+        return 1 if two and not self.workers and self.providers[0] == CPU else 0
 
     def warmup_rows(self) -> list[int]:
         """Return the numbers of rows to run before the first request."""

@@ -11,13 +11,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from augserve.service.bodies import ParsedBody, check_headers, parse, parses_at_once, read_body
+from augserve.service.bodies import (
+    JSON,
+    ParsedBody,
+    check_headers,
+    header_of,
+    parse,
+    parses_at_once,
+    read_body,
+)
 from augserve.service.dataplane import Job
+from augserve.service.deadlines import Deadline
 from augserve.service.http_errors import answer_error
 from augserve.service.lifecycle import Service
 from augserve.service.observe import note, note_run
 from augserve.service.openapi import PREDICT_DESCRIPTION, RESPONSES
-from augserve.service.scheduler import Deadline
 from augserve.service.schemas import Answer, Timing
 
 ENCODED_AT_ONCE = 2**13  # numbers in an answer: beyond, a thread writes it
@@ -46,40 +54,50 @@ class ShortCut:
             return
         request = Request(scope, receive)
         try:
-            response = await answer(request, self._service)
+            body = await answer(request, self._service)
         except Exception as error:  # as the handlers that FastAPI would call
             response = await answer_error(request, error)
-        await response(scope, receive, send)
+            await response(scope, receive, send)
+            return
+        headers = [(b"content-type", JSON.encode()), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
 
 @router.post("/predict", response_model=Answer, responses=RESPONSES, description=PREDICT_DESCRIPTION)
 async def predict(request: Request) -> Response:
     """Answer one request; the docs show the body's fields."""
-    return await answer(request, cast("Service", request.app.state.service))
+    body = await answer(request, cast("Service", request.app.state.service))
+    return Response(body, media_type=JSON)
 
 
-async def answer(request: Request, service: Service) -> Response:
-    """Answer one request; errors are the caller's."""
+async def answer(request: Request, service: Service) -> bytes:
+    """Answer one request with JSON; errors are the caller's."""
     deadline = Deadline(service.settings.request_timeout_s)
     with service.taking():
         media_type = check_headers(request, service.settings.max_body_bytes)
-        received = [await read_body(request, service.settings.max_body_bytes, deadline)]
-        query = request.query_params.multi_items()
+        scheduler = service.scheduler
+        received = [
+            await read_body(request, service.settings.max_body_bytes, deadline, service.scheduler.deadlines)
+        ]
+        query = request.query_params.multi_items() if request.scope["query_string"] else []
 
         def parse_body() -> ParsedBody:
-            return parse(received.pop(), request.headers["content-type"], query)
+            return parse(received.pop(), header_of(request, b"content-type"), query)
 
         at_once = parses_at_once(media_type, received[0])
-        parsed = await service.prepare(parse_body, deadline, inline=at_once)
+        parsed = parse_body() if at_once else await scheduler.work(parse_body, deadline)
         note(request.scope, model=parsed.settings.model)
         predictor = service.models.get(parsed.settings.model)
-        predictor.statistics(parsed.settings)  # refuses what the model does not serve before an image is decoded
+        # Before an image is decoded: refuses what the model does not serve.
+        statistics = predictor.statistics(parsed.settings)
 
         def prepare() -> Job:
             rows = parsed.make_rows(predictor.manifest, service.limits, deadline.check)
-            return predictor.prepare(rows, parsed.settings)
+            return predictor.prepare(rows, parsed.settings, statistics)
 
-        job = await service.prepare(prepare, deadline, inline=at_once and not parsed.images)
+        at_once = at_once and not parsed.images
+        job = prepare() if at_once else await scheduler.work(prepare, deadline)
         note(
             request.scope,
             model=predictor.name,
@@ -96,9 +114,7 @@ async def answer(request: Request, service: Service) -> Response:
             content["timing_ms"]["total"] = 1e3 * (time.perf_counter() - deadline.started)
             return orjson.dumps(content)
 
-        small = outcome.logits.size <= ENCODED_AT_ONCE
-        written = write() if small else await service.scheduler.work(write)
-        return Response(written, media_type="application/json")
+        return write() if outcome.logits.size <= ENCODED_AT_ONCE else await scheduler.work(write)
 
 
 def caller_of(request: Request) -> str:

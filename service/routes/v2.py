@@ -16,11 +16,11 @@ from starlette.responses import Response
 from augserve.errors import ConfigurationError, InputError, MalformedRequestError, ModelFileError
 from augserve.service.bodies import INLINE_BYTES, JSON, NPY, check_length, read_body
 from augserve.service.dataplane import Job, Predictor
+from augserve.service.deadlines import Deadline
 from augserve.service.lifecycle import Service
 from augserve.service.observe import note, note_run
 from augserve.service.openapi import RESPONSES
 from augserve.service.routes.predict import ENCODED_AT_ONCE, caller_of
-from augserve.service.scheduler import Deadline
 from augserve.service.schemas import ErrorBody, Timing, shorten
 from augserve.service.v2.metadata import model_metadata, server_metadata
 from augserve.service.v2.openapi import INFER
@@ -113,7 +113,7 @@ async def _prepared(
 ) -> tuple[InferRequest, Job]:
     """Read and check an infer request; its body is gone on return."""
     check_length(request, service.settings.max_body_bytes)
-    body = await read_body(request, service.settings.max_body_bytes, deadline)
+    body = await read_body(request, service.settings.max_body_bytes, deadline, service.scheduler.deadlines)
     length = request.headers.get(HEADER_LENGTH)
 
     def prepare() -> tuple[InferRequest, Job]:
@@ -122,7 +122,7 @@ async def _prepared(
         return parsed, predictor.prepare(parsed.rows, parsed.settings)
 
     inline = len(body) <= INLINE_BYTES[JSON if length is None else NPY]
-    return await service.prepare(prepare, deadline, inline=inline)
+    return prepare() if inline else await service.scheduler.work(prepare, deadline)
 
 
 @router.get("/v2/repository/index")
@@ -186,8 +186,9 @@ async def _parameters(request: Request, known: tuple[str, ...]) -> None:
 
 async def _options(request: Request, known: tuple[str, ...]) -> dict[str, Any]:
     """Return the JSON object that a request of the repository extension holds; an empty body is an empty object."""
-    deadline = Deadline(_service(request).settings.request_timeout_s)
-    body = await read_body(request, MAX_CONTROL_BYTES, deadline)
+    service = _service(request)
+    deadline = Deadline(service.settings.request_timeout_s)
+    body = await read_body(request, MAX_CONTROL_BYTES, deadline, service.scheduler.deadlines)
     try:
         options = orjson.loads(body or b"{}")
     except orjson.JSONDecodeError as error:

@@ -92,7 +92,12 @@ def test_help_tells_the_default(field: str) -> None:
     told = re.search(r"\[default: (.+)\]$", OPTIONS[field].help)[1]
     default = Settings.model_fields[field].default
     if default is None:
-        assert told in {"none", "1; on a GPU 1,2,4..", "64 on a CPU, else --max-batch-size"}
+        assert told in {
+            "none",
+            "1; on a GPU 1,2,4..",
+            "64 on a CPU, else --max-batch-size",
+            "1; on two cores up to 2",
+        }
     elif isinstance(default, bool):
         assert told == ("yes" if default else "no")
     else:
@@ -164,7 +169,7 @@ def test_the_page_tells_flag_variable_and_default(field: str) -> None:
     if isinstance(default, bool):
         assert told == ("yes" if default else "no")
     elif default is None:
-        assert told == "-" or field in {"warmup_sizes", "preferred_batch_size"}
+        assert told == "-" or field in {"warmup_sizes", "preferred_batch_size", "workers"}
     else:
         assert getattr(read_settings(model="m.onnx", **{field: told.strip("`")}), field) == default
 

@@ -68,7 +68,7 @@ def drain_s(settings: Settings) -> int:
 
 def held_bytes(settings: Settings) -> int:
     """The most memory that requests take: bodies, and rows of up to twice their size ("0," is a float32)."""
-    return (settings.workers + settings.queue_limit) * 3 * settings.max_body_bytes
+    return (settings.runs_at_a_time() + settings.queue_limit) * 3 * settings.max_body_bytes
 
 
 def paths() -> set[str]:

@@ -31,7 +31,7 @@ def test_the_defaults_are_those_of_the_settings() -> None:
     for name, default, *_ in rows:
         value = Settings.model_fields[name.strip("`")].default
         if value is None:
-            value = Settings(model="m.onnx").rows_of_a_run()
+            value = Settings(model="m.onnx").rows_of_a_run() if name == "`preferred_batch_size`" else 1
         assert re.match(rf"{value:g}\b", default), f"{name} is {value}"
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from augserve.service.deadlines import Deadline
 from augserve.service.forms import Form
 from augserve.service.isolation import Piece, cut, group_rows
-from augserve.service.scheduler import Deadline, Ran, RunReport, Scheduler
+from augserve.service.scheduler import Ran, RunReport, Scheduler
 from augserve.statistics import Statistics
 
 LONG = 60.0
@@ -29,10 +30,13 @@ class FakeForm(Form):
     ) -> None:
         self.model = name
         self.merges = merges
+        self.beside = None
         self.on_run = on_run
         self.runs: list[list[float]] = []
 
-    def run(self, rows: np.ndarray, ids: np.ndarray, tracked_weight: np.ndarray) -> np.ndarray:
+    def run(
+        self, rows: np.ndarray, ids: np.ndarray, tracked_weight: np.ndarray, *, alone: bool = True
+    ) -> np.ndarray:
         assert len(rows) == len(ids) == len(tracked_weight)
         assert sorted(set(ids.tolist())) == list(range(int(ids.max()) + 1))
         numbers = rows.reshape(len(rows), -1)[:, 0]

@@ -12,8 +12,8 @@ import pytest
 
 from augserve.errors import StatisticsError
 from augserve.service import Predictor, PredictSettings, read_settings
+from augserve.service.deadlines import Deadline
 from augserve.service.lifecycle import Outcome, Service
-from augserve.service.scheduler import Deadline
 from tests.service.held import LONG
 from tests.service.tiny import expected_logits, some_rows, write_model
 

@@ -52,3 +52,17 @@ def test_the_cpu_takes_over_only_where_it_may(model: Path) -> None:
 )
 def test_sizes_to_warm_up(given: dict[str, object], sizes: list[int]) -> None:
     assert Settings(model="m.onnx", **given).warmup_rows() == sizes
+
+
+def test_two_sessions_give_the_same_bits_or_there_is_one(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor.open(model, threads=2, threads_beside=1)
+    rows = np.random.default_rng(0).normal(size=(5, *predictor.manifest.shape)).astype(np.float32)
+    ids, weights = np.asarray([0, 0, 1, 1, 2]), np.asarray([0, 0, 1, 1, 0.5], np.float32)
+    for form in (predictor.adaptive, predictor.tracked):
+        assert form.beside is not None
+        assert form.beside is not form.session
+        alone, beside = (form.run(rows, ids, weights, alone=alone) for alone in (True, False))
+        assert alone.tobytes() == beside.tobytes()
+    monkeypatch.setattr("augserve.service.self_check.same_bits", lambda *_: False)
+    predictor = Predictor.open(model, threads=2, threads_beside=1)
+    assert predictor.adaptive.beside is predictor.tracked.beside is None

@@ -27,10 +27,10 @@ class Gate:
         self.open = threading.Event()
         run = scheduler.run_together
 
-        def held(form: object, pieces: object) -> object:
+        def held(form: object, pieces: object, **how: bool) -> object:
             self.entered += 1
             assert self.open.wait(20)
-            return run(form, pieces)
+            return run(form, pieces, **how)
 
         monkeypatch.setattr(scheduler, "run_together", held)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
 from augserve.errors import DeadlineError, QueueFullError
+from augserve.service.deadlines import Deadline
 from augserve.service.isolation import cut, group_rows
-from augserve.service.scheduler import Deadline, Ran, RunReport
+from augserve.service.scheduler import Ran, RunReport
 from augserve.statistics import Statistics
 from tests.service.held import LONG, FakeForm, Held, act, answers, piece_of
 
@@ -313,14 +313,13 @@ def test_the_window_of_one_model_does_not_stop_another() -> None:
 def test_places_are_bounded_and_given_back() -> None:
     async def body(held: Held) -> None:
         scheduler = held.scheduler
-        with ExitStack() as held_places:
-            for _ in range(3):
-                held_places.enter_context(scheduler.place())
-            with pytest.raises(QueueFullError, match="at most 2 waiting requests"), scheduler.place():
-                pass
-        with pytest.raises(ZeroDivisionError), scheduler.place():
-            raise ZeroDivisionError
-        assert scheduler.taken == 0
+        for _ in range(3):
+            scheduler.enter()
+        with pytest.raises(QueueFullError, match="at most 2 waiting requests"):
+            scheduler.enter()
+        scheduler.leave()
+        scheduler.enter()
+        assert scheduler.taken == 3
 
     act(body, queue_limit=2)
 
@@ -348,9 +347,9 @@ def test_nothing_is_left_behind() -> None:
             assert isinstance(late, (DeadlineError, Ran))
             assert isinstance(gone, asyncio.CancelledError)
         scheduler = held.scheduler
-        while scheduler._running:
+        while scheduler.lanes.running:
             await asyncio.to_thread(lambda: None)
-        assert (scheduler.waiting, scheduler._queues, scheduler._found_idle) == (0, {}, set())
+        assert (scheduler.waiting, scheduler.lanes._queues, scheduler.lanes._found_idle) == (0, {}, set())
 
     act(body, max_batch_size=1)
 

@@ -142,7 +142,7 @@ def test_a_folded_form_serves_only_where_it_agrees(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     session = plain_session(shifted(folded, factor))
-    monkeypatch.setattr("augserve.service.dataplane.open_tracked_session", lambda *_, **__: session)
+    monkeypatch.setattr("augserve.service.opening.open_tracked_session", lambda *_, **__: session)
     with caplog.at_level(logging.WARNING):
         predictor = Predictor.open(model, threads=1)
     adaptive, manifest = predictor.adaptive, predictor.manifest
@@ -157,7 +157,7 @@ def test_a_folded_form_serves_only_where_it_agrees(
 
 
 def test_no_folded_form_where_it_is_not_wanted(model: Path, folded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("augserve.service.dataplane.open_tracked_session", lambda *_, **__: plain_session(folded))
+    monkeypatch.setattr("augserve.service.opening.open_tracked_session", lambda *_, **__: plain_session(folded))
     predictor = Predictor.open(model, threads=1, fold=False)
     assert predictor.tracked is predictor.adaptive
 

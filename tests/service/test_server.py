@@ -22,10 +22,10 @@ HELD_SERVER = """
 import sys
 from augserve.service import read_settings, scheduler, serve
 run = scheduler.run_together
-def held(form, pieces):
+def held(form, pieces, **how):
     print("running", flush=True)
     sys.stdin.readline()
-    return run(form, pieces)
+    return run(form, pieces, **how)
 scheduler.run_together = held
 serve(read_settings(model=sys.argv[1], port=0, threads=1), on_ready=lambda url: print(url, flush=True))
 print("drained", flush=True)

@@ -19,7 +19,7 @@ def test_what_is_given_comes_before_the_environment_and_the_defaults(monkeypatch
     assert settings.model == (Path("from-environment.onnx"),)
     assert settings.port == 9001
     assert settings.providers == ("CUDAExecutionProvider", "CPUExecutionProvider")
-    assert (settings.host, settings.workers) == ("127.0.0.1", 1)
+    assert (settings.host, settings.workers) == ("127.0.0.1", None)
     assert settings.max_body_bytes == 32 * 2**20
 
 
@@ -56,3 +56,25 @@ def test_application_without_settings_reads_the_environment(monkeypatch: pytest.
         create_app()
     monkeypatch.setenv("AUGSERVE_MODEL", "m.onnx")
     assert create_app().state.service.settings.model == (Path("m.onnx"),)
+
+
+@pytest.mark.parametrize(
+    ("cores", "given", "runs", "threads"),
+    [
+        (2, {}, 2, 1),
+        (2, {"threads": 2}, 2, 1),
+        (2, {"threads": 1}, 1, 0),
+        (2, {"workers": 1}, 1, 0),
+        (2, {"workers": 3}, 3, 0),
+        (2, {"providers": "CUDAExecutionProvider"}, 1, 0),
+        (1, {}, 1, 0),
+        (8, {}, 1, 0),
+        (8, {"threads": 2}, 1, 0),
+    ],
+)
+def test_two_cores_run_side_by_side_where_nothing_else_is_said(
+    cores: int, given: dict[str, object], runs: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("augserve.service.settings.usable_cores", lambda: list(range(cores)))
+    settings = read_settings(model="m.onnx", **given)
+    assert (settings.runs_at_a_time(), settings.threads_beside()) == (runs, threads)
