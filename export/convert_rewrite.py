@@ -98,11 +98,7 @@ def with_functions(model: ModelProto) -> ModelProto:
     """Attach the functions of the model's augserve nodes, in place, at the model's own opset; return it."""
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     del model.functions[:]
-    model.functions.extend(functions_of(node.op_type for node in model.graph.node if node.domain == DOMAIN))
-    for function in model.functions:
-        for entry in function.opset_import:
-            if entry.domain == "":
-                entry.version = opset
+    model.functions.extend(functions_of(model.graph.node, opset))
     return model
 
 

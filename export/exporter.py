@@ -32,7 +32,6 @@ from augserve.files import write_atomic
 from augserve.manifest import FILE_MODES, METADATA_KEY, FileMode, Manifest, NormLayer, ParityCheck, Precision
 from augserve.norms import norm_layers
 from augserve.norms.modes import evaluating
-from augserve.norms.symbolic import DOMAIN
 from augserve.runtime import check_rows, kernels_of, open_session, read_manifest, rows_with_own_statistics
 from augserve.runtime_native import Native
 from augserve.seal import seal
@@ -295,8 +294,7 @@ def _finish(traced: ir.Model, mode: FileMode, manifest: Manifest) -> onnx.ModelP
         fuse_endings(traced)
     lower_filters(traced)
     proto = ir.to_proto(traced)
-    own = [node.op_type for node in traced.graph if node.domain == DOMAIN]
-    proto.functions.extend(functions_of(own, manifest.opset))
+    proto.functions.extend(functions_of(proto.graph.node, manifest.opset))
     proto.ir_version = ir_version_for(proto.opset_import)
     proto.producer_name, proto.producer_version = "augserve", augserve.__version__
     del proto.metadata_props[:]

@@ -1,8 +1,6 @@
-"""Operators that are made of others, as ONNX functions: exponents of their own, and what follows a norm.
+"""The functions of a model's nodes: the norms' (see `operators`), and those with what follows a norm.
 
-AugNormLearned takes one input more, exponents (C), each in (1, inf): its channels below 2 and the others are two
-solvers' work. Every operator has forms that do what follows it as well; the residual, of the shape of x, comes
-last:
+Every operator has forms that do what follows it as well; the residual, of the shape of x, comes last:
 
     NAMERelu: max(0, y),    NAMEAdd: y + residual,    NAMEAddRelu: max(0, y + residual)
 """
@@ -14,88 +12,61 @@ from collections.abc import Iterable
 import onnx
 import onnx.parser
 
-from augserve.export.operators import ABOVE_2, ATTRIBUTES, BELOW_2, INPUTS, OPERATORS, OPSET, function_body
-from augserve.norms.symbolic import DOMAIN, LEARNED
-
-ENDINGS = ("AddRelu", "Add", "Relu")
+from augserve.export.compact import compact
+from augserve.export.operators import ATTRIBUTES, INPUTS, OPSET, OWN_INPUTS, function_body
+from augserve.export.solver_body import ROOT
+from augserve.norms.symbolic import DOMAIN
 
 _FUNCTION = """<opset_import: ["" : 18, "{domain}" : 1], domain: "{domain}">
 {name} <{attributes}> ({inputs}) => (y)
 {{
-{body}
+  normed = {call}
+{ending}
 }}
 """
 
-_EITHER = """
-  flat = Constant <value_ints = [0, 0, -1]> ()
-  axis_1 = Constant <value_ints = [1]> ()
-  two = Constant <value = float {{2.0}}> ()
-  shape = Shape (x)
-  x3 = Reshape (x, flat)
-  is_below_2 = Less (exponents, two)
-  is_below_2_column = Unsqueeze (is_below_2, axis_1)
-  below = {below}
-  above = {above}
-  y3 = Where (is_below_2_column, below, above)
-  {result} = Reshape (y3, shape)
-"""
 _ENDINGS = {
-    "": "",
-    "Relu": "  y = Relu (normed)",
-    "Add": "  y = Add (normed, residual)",
     "AddRelu": "  sum = Add (normed, residual)\n  y = Relu (sum)",
+    "Add": "  y = Add (normed, residual)",
+    "Relu": "  y = Relu (normed)",
 }
 
 
-def functions_of(names: Iterable[str], opset: int = OPSET) -> list[onnx.FunctionProto]:
-    """Return the functions that nodes of these operators need: theirs and those that theirs call, each once.
+def functions_of(nodes: Iterable[onnx.NodeProto], opset: int = OPSET) -> list[onnx.FunctionProto]:
+    """Return the functions that the nodes of this domain need: theirs and those that theirs call, each once.
 
     The called come before their callers, as readers that build them one by one need it.
     opset is that of the model: its standard operators and those in the functions are of one version.
     """
-    functions: dict[str, onnx.FunctionProto] = {}
-
-    def add(name: str) -> None:
-        if name not in functions:
-            function = function_body(name) if name in OPERATORS else _composed(name)
-            for node in function.node:
-                if node.domain == DOMAIN:
-                    add(node.op_type)
-            functions[name] = function
-
-    for name in sorted(set(names)):
-        add(name)
-    for function in functions.values():
+    own = [node for node in nodes if node.domain == DOMAIN]
+    norms = {node.op_type: _parted(node.op_type)[0] for node in own}
+    exponents = {
+        a.f for node in own for a in node.attribute if norms[node.op_type] == "AugNorm" and a.name == "phi"
+    }
+    functions = [function_body(norm, root=exponents == {ROOT}) for norm in sorted(set(norms.values()))]
+    functions += [_with_ending(name) for name in sorted(norms) if name != norms[name]]
+    for function in functions:
         for entry in function.opset_import:
             if entry.domain != DOMAIN:
                 entry.version = opset
-    return list(functions.values())
+    return functions
 
 
-def _composed(name: str) -> onnx.FunctionProto:
-    ending = next((ending for ending in ENDINGS if name.endswith(ending)), "")
-    norm = name.removesuffix(ending)
-    inputs = INPUTS + (("exponents",) if norm == LEARNED else ())
-    result = "normed" if ending else "y"
-    if norm == LEARNED:
-        attributes = ATTRIBUTES[BELOW_2]
-        flat = ("x3", *inputs[1:])
-        below, above = (_call(half, attributes, flat) for half in (BELOW_2, ABOVE_2))
-        body = _EITHER.format(below=below, above=above, result=result)
-    else:
-        attributes = ATTRIBUTES[norm]
-        body = f"  {result} = {_call(norm, attributes, inputs)}\n"
-    residual = ("residual",) if ending.startswith("Add") else ()
-    text = _FUNCTION.format(
+def _parted(name: str) -> tuple[str, str]:
+    ending = next((ending for ending in _ENDINGS if name.endswith(ending)), "")
+    return name.removesuffix(ending), ending
+
+
+def _with_ending(name: str) -> onnx.FunctionProto:
+    norm, ending = _parted(name)
+    inputs = INPUTS + OWN_INPUTS[norm]
+    given = ", ".join(f"{a}: {'int' if a == 'max_steps' else 'float'} = @{a}" for a in ATTRIBUTES[norm])
+    source = _FUNCTION.format(
         domain=DOMAIN,
         name=name,
-        attributes=", ".join(attributes),
-        inputs=", ".join(inputs + residual),
-        body=body + _ENDINGS[ending],
+        attributes=", ".join(ATTRIBUTES[norm]),
+        inputs=", ".join(inputs + (("residual",) if ending.startswith("Add") else ())),
+        call=f"{DOMAIN}.{norm} <{given}> ({', '.join(inputs)})",
+        ending=_ENDINGS[ending],
     )
-    return onnx.parser.parse_function(text)
-
-
-def _call(name: str, attributes: tuple[str, ...], inputs: tuple[str, ...]) -> str:
-    given = ", ".join(f"{a}: {'int' if a == 'max_steps' else 'float'} = @{a}" for a in attributes)
-    return f"{DOMAIN}.{name} <{given}> ({', '.join(inputs)})"
+    return compact(onnx.parser.parse_function(source))

@@ -2,260 +2,168 @@
 
 Every function takes (x, weight, bias, running_mean, running_spread, group, tracked_weight) and returns y:
 
-    x (N, C, *spatial), weight, bias, running_* (C), group int64 (N), ids 0..N-1, tracked_weight (N) = lambda
+    x (N, C, *spatial), weight, bias, running_* (C), group int64 (N), ids 0..G-1, tracked_weight (N) = lambda
 
     center = lambda running_mean + (1 - lambda) center_of_group,   spread alike
     y = weight (x - center) / divisor(spread) + bias
 
-Rows are summed by themselves, then the sums by group with ScatterElements and handed back to the rows with
-Gather: a group's numbers do not depend on the other rows of the run, to the bit, and a NaN or inf stays in its
-group. Where lambda = 1 the running statistics are selected, not blended, so that such a row stands for itself;
-where all rows are such rows, statistics are not computed.
+Rows are summed by themselves, then the sums by group with ScatterElements: a group's numbers do not depend on the
+other rows of the run, to the bit, and a NaN or inf stays in its group. Where lambda = 1 the running statistics are
+selected, not blended, so that such a row stands for itself.
 
-Statistics are (N, C), with every row of a group holding the same values.
+Statistics are made in a Loop over blocks of channels, small enough that what is in between stays in cache; where
+every row is tracked, the Loop makes no pass. In it they are (G, channels of the block, 1); the Loop carries centers
+and spreads of the rows, (N, C, 2). It begins with other numbers in their place, and each pass takes the first
+channels off and puts the block's behind the last.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import onnx
 import onnx.parser
 
-from augserve.export.solver_body import solver_above_2, solver_below_2
+from augserve.export import statistics_body as text
+from augserve.export.compact import compact
+from augserve.export.solver_body import above_2, below_2
 from augserve.norms.symbolic import DOMAIN, LEARNED
 
 OPSET = 18
-BELOW_2, ABOVE_2 = f"{LEARNED}Below2", f"{LEARNED}Above2"  # the halves of AugNormLearned
+BLOCK_VALUES = 2**18  # of a block of channels; the solver goes over them again and again
+INPUTS = ("x", "weight", "bias", "running_mean", "running_spread", "group", "tracked_weight")
 
-_HEAD = """<opset_import: ["" : 18], domain: "augserve">
-{name} {attributes} ({inputs}) => (y)
+_FUNCTION = """<opset_import: ["" : 18], domain: "{domain}">
+{name} <{attributes}> ({inputs}) => (y)
 {{
   eps = Constant <value_float: float = @eps> ()
   zero = Constant <value = float {{0.0}}> ()
   one = Constant <value = float {{1.0}}> ()
   two = Constant <value = float {{2.0}}> ()
-  axis_1 = Constant <value_ints = [1]> ()
-  axis_2 = Constant <value_ints = [2]> ()
-  flat = Constant <value_ints = [0, 0, -1]> ()
-  shape = Shape (x)
-  rows_channels = Shape <start = 0, end = 2> (x)
-  x3 = Reshape (x, flat)
-  group_column = Unsqueeze (group, axis_1)
-  index = Expand (group_column, rows_channels)
-  zeros = ConstantOfShape <value = float[1] {{0.0}}> (rows_channels)
-  lambda = Unsqueeze (tracked_weight, axis_1)
-  tracked = GreaterOrEqual (lambda, one)
-  own = Not (tracked)
-  own_rows = Cast <to = 7> (own)
-  own_count = ReduceSum <keepdims = 0> (own_rows)
-  no_rows = Constant <value = int64 {{0}}> ()
-  any_own = Greater (own_count, no_rows)
-  batch_center, batch_spread = If (any_own) <
-    then_branch = with_statistics () => (float[?, ?] group_center, float[?, ?] group_spread) {{
-  positions_1 = Shape <start = 2, end = 3> (x3)
-  positions = Cast <to = 1> (positions_1)
-  ones_row = Expand (positions, rows_channels)
-  count_scattered = ScatterElements <axis = 0, reduction = "add"> (zeros, index, ones_row)
-  count = Gather <axis = 0> (count_scattered, group)
-  x_sum = ReduceSum <keepdims = 0> (x3, axis_2)
-  x_sum_scattered = ScatterElements <axis = 0, reduction = "add"> (zeros, index, x_sum)
-  x_sum_group = Gather <axis = 0> (x_sum_scattered, group)
-  mean = Div (x_sum_group, count)
-  mean_3 = Unsqueeze (mean, axis_2)
-  deviation = Sub (x3, mean_3)
-"""
-
-_VARIANCE = """
-  square = Mul (deviation, deviation)
-  square_sum = ReduceSum <keepdims = 0> (square, axis_2)
-  square_sum_scattered = ScatterElements <axis = 0, reduction = "add"> (zeros, index, square_sum)
-  square_sum_group = Gather <axis = 0> (square_sum_scattered, group)
-  var = Div (square_sum_group, count)
-"""
-
-_EXTREMES = """
   infinity = Constant <value_float = inf> ()
-  infinities = Expand (infinity, rows_channels)
-  minus_infinities = Neg (infinities)
-  row_low = ReduceMin <keepdims = 0> (x3, axis_2)
-  row_high = ReduceMax <keepdims = 0> (x3, axis_2)
-  low_scattered = ScatterElements <axis = 0, reduction = "min"> (infinities, index, row_low)
-  high_scattered = ScatterElements <axis = 0, reduction = "max"> (minus_infinities, index, row_high)
-  low = Gather <axis = 0> (low_scattered, group)
-  high = Gather <axis = 0> (high_scattered, group)
-"""
-
-_ABOUT_CENTER = """
-  shift_of_center = Sub (mean, group_center)
-  shift_squared = Mul (shift_of_center, shift_of_center)
-  group_spread = Add (var, shift_squared)
-"""
-
-_TAIL = """
-    }},
-    else_branch = all_tracked () => (float[?, ?] no_center, float[?, ?] no_spread) {{
-      no_center = Identity (zeros)
-      no_spread = Identity (zeros)
-    }}
-  >
-  rest = Sub (one, lambda)
-  tracked_center = Mul (lambda, running_mean)
-  tracked_spread = Mul (lambda, running_spread)
-  own_center = Mul (rest, batch_center)
-  own_spread = Mul (rest, batch_spread)
-  blend_center = Add (tracked_center, own_center)
-  blend_spread = Add (tracked_spread, own_spread)
-  center = Where (tracked, running_mean, blend_center)
-  spread = Where (tracked, running_spread, blend_spread)
+  zero_1 = Constant <value = int64[1] {{0}}> ()
+  one_1 = Constant <value = int64[1] {{1}}> ()
+  two_1 = Constant <value = int64[1] {{2}}> ()
+  last_axes = Constant <value = int64[2] {{1, 2}}> ()
+  flat = Constant <value = int64[3] {{0, 0, -1}}> ()
+  no_end = Constant <value = int64[1] {{9223372036854775807}}> ()
+  block_values = Constant <value = int64[1] {{{block_values}}}> ()
+  x3 = Reshape (x, flat)
+  group_3 = Unsqueeze (group, last_axes)
+  lambda = Unsqueeze (tracked_weight, last_axes)
+  above_0 = Sub (one, lambda)
+  rest = Relu (above_0)
+  own = Cast <to = 9> (rest)
+  rest_sum = ReduceSum <keepdims = 0> (rest)
+  any_own = Cast <to = 9> (rest_sum)
+  mean_column = Unsqueeze (running_mean, one_1)
+  spread_column = Unsqueeze (running_spread, one_1)
+  running_two = Concat <axis = 1> (mean_column, spread_column)
+  tracked = Mul (lambda, running_two)
+{once}
+  batch = Loop (no_end, any_own, tracked) <
+    body = one_block (int64 trip, bool going, float[?, ?, ?] before)
+      => (bool[?] more, float[?, ?, ?] after) {{
+      channels = Shape <start = 1, end = 2> (x3)
+      values = Size (x3)
+      of_channel = Div (values, channels)
+      at_least_1 = Max (of_channel, one_1)
+      whole_channels = Div (block_values, at_least_1)
+      block = Max (whole_channels, one_1)
+      start = Mul (trip, block)
+      end = Add (start, block)
+      more = Less (end, channels)
+      b = Slice (x3, start, end, one_1)
+      row_mean = ReduceMean (b, two_1)
+      rows_channels = Shape (row_mean)
+      index = Expand (group_3, rows_channels)
+      zero_rows = ConstantOfShape (rows_channels)
+      one_rows = ConstantOfShape <value = float[1] {{1.0}}> (rows_channels)
+      last_group = ReduceMax <keepdims = 1> (group)
+      groups = Add (last_group, one_1)
+      zeros = Slice (zero_rows, zero_1, groups)
+      count = ScatterElements <axis = 0, reduction = "add"> (zeros, index, one_rows)
+      mean_sum = ScatterElements <axis = 0, reduction = "add"> (zeros, index, row_mean)
+      mean = Div (mean_sum, count)
+{statistics}
+      center_spread = Concat <axis = 2> (center, spread)
+      of_rows = Gather <axis = 0> (center_spread, group)
+      width = Shape <start = 1, end = 2> (b)
+      others = Slice (before, width, no_end, one_1)
+      after = Concat <axis = 1> (others, of_rows)
+    }}>
+  own_part = Mul (rest, batch)
+  blend = Add (tracked, own_part)
+  chosen = Where (own, blend, running_two)
+  row_center, row_spread = Split <axis = 2, num_outputs = 2> (chosen)
 {divisor}
-  scale = Div (weight, divisor)
-  scale_3 = Unsqueeze (scale, axis_2)
-  center_3 = Unsqueeze (center, axis_2)
-  bias_3 = Unsqueeze (bias, axis_1)
-  centered = Sub (x3, center_3)
-  scaled = Mul (centered, scale_3)
-  y3 = Add (scaled, bias_3)
+  weight_column = Unsqueeze (weight, one_1)
+  bias_column = Unsqueeze (bias, one_1)
+  scale = Div (weight_column, divisor)
+  centered = Sub (x3, row_center)
+  scaled = Mul (centered, scale)
+  y3 = Add (scaled, bias_column)
+  shape = Shape (x)
   y = Reshape (y3, shape)
 }}
 """
 
 _ROOT_DIVISOR = """
-  spread_eps = Add (spread, eps)
+  spread_eps = Add (row_spread, eps)
   divisor = Sqrt (spread_eps)
 """
 _PLAIN_DIVISOR = """
-  divisor = Add (spread, eps)
+  divisor = Add (row_spread, eps)
 """
 _POWER_OF_RANGE_DIVISOR = """
-  range_is_zero = Equal (spread, zero)
-  range_safe = Where (range_is_zero, one, spread)
-  range_log = Log (range_safe)
-  range_p = Constant <value_float: float = @p> ()
-  range_log_p = Mul (range_log, range_p)
-  range_power = Exp (range_log_p)
-  denominator = Where (range_is_zero, zero, range_power)
-  divisor = Add (denominator, eps)
-"""
-
-_MEAN_CENTER = """
-  group_center = Identity (mean)
-  group_spread = Identity (var)
-"""
-
-_MIDRANGE_CENTER = """
-  low_half = Div (low, two)
-  high_half = Div (high, two)
-  group_center = Add (low_half, high_half)
-"""
-
-# Every channel is sorted by value, then (TopK keeps the order of equals) by group, so that each group is a run.
-_MEDIAN_CENTER = """
-  last_first = Transpose <perm = [1, 0, 2]> (x3)
-  channel_values = Constant <value_ints = [0, -1]> ()
-  unsafe = Reshape (last_first, channel_values)
-  is_nan = IsNaN (unsafe)
-  values = Where (is_nan, zero, unsafe)
-  total = Shape <start = 1, end = 2> (values)
-  row_positions = Shape <start = 2, end = 3> (x3)
-  rows_1 = Shape <start = 0, end = 1> (x3)
-  row_grid = Concat <axis = 0> (rows_1, row_positions)
-  group_grid = Expand (group_column, row_grid)
-  minus_one = Constant <value_ints = [-1]> ()
-  group_flat = Reshape (group_grid, minus_one)
-  sorted_values, value_order = TopK <axis = 1, largest = 0, sorted = 1> (values, total)
-  group_of_sorted = Gather <axis = 0> (group_flat, value_order)
-  group_runs, group_order = TopK <axis = 1, largest = 0, sorted = 1> (group_of_sorted, total)
-  group_order_3 = Unsqueeze (group_order, axis_2)
-  runs = GatherND <batch_dims = 1> (sorted_values, group_order_3)
-  rows_only = Shape <start = 0, end = 1> (x3)
-  zero_rows = ConstantOfShape <value = int64[1] {0}> (rows_only)
-  row_values = Expand (row_positions, rows_only)
-  sizes = ScatterElements <axis = 0, reduction = "add"> (zero_rows, group, row_values)
-  axis_0 = Constant <value = int64 {0}> ()
-  starts = CumSum <exclusive = 1> (sizes, axis_0)
-  size = Gather <axis = 0> (sizes, group)
-  start = Gather <axis = 0> (starts, group)
-  one_int = Constant <value = int64 {1}> ()
-  two_int = Constant <value = int64 {2}> ()
-  size_less = Sub (size, one_int)
-  lower_offset = Div (size_less, two_int)
-  upper_offset = Div (size, two_int)
-  lower_at = Add (start, lower_offset)
-  upper_at = Add (start, upper_offset)
-  lower_middle = Gather <axis = 1> (runs, lower_at)
-  upper_middle = Gather <axis = 1> (runs, upper_at)
-  lower_half = Div (lower_middle, two)
-  upper_half = Div (upper_middle, two)
-  median = Add (lower_half, upper_half)
-  median_rows = Transpose <perm = [1, 0]> (median)
-  nan_if_not_finite = Mul (x_sum_group, zero)
-  group_center = Add (median_rows, nan_if_not_finite)
-"""
-
-_GROUP_RANGE = """
-  extent = Sub (high, low)
-"""
-_POWER_OF_RANGE = """
-  extent_is_zero = Equal (extent, zero)
-  extent_safe = Where (extent_is_zero, one, extent)
-  extent_log = Log (extent_safe)
-  extent_log_p = Mul (extent_log, p)
-  extent_power = Exp (extent_log_p)
-  group_spread = Where (extent_is_zero, zero, extent_power)
-"""
-_ROBUST = """
   p = Constant <value_float: float = @p> ()
-  group_center = Identity (mean)
+  power = Pow (row_spread, p)
+  divisor = Add (power, eps)
 """
 
 
-INPUTS = ("x", "weight", "bias", "running_mean", "running_spread", "group", "tracked_weight")
-_SOLVER_ATTRIBUTES = ("eps", "rtol", "max_steps")
+class _Norm(NamedTuple):
+    """One operator: its attributes, what is made once, its group's statistics, their divisor, inputs of its own."""
+
+    attributes: tuple[str, ...]
+    once: str
+    statistics: str
+    divisor: str = _ROOT_DIVISOR
+    inputs: tuple[str, ...] = ()
 
 
-def _function(
-    name: str, attributes: tuple[str, ...], statistics: str, divisor: str, more: tuple[str, ...] = ()
-) -> str:
-    head = _HEAD.format(name=name, attributes=f"<{', '.join(attributes)}>", inputs=", ".join(INPUTS + more))
-    return head + statistics + _TAIL.format(divisor=divisor)
-
-
-_EACH = ("exponents",)
-
-# Operator: its attributes, the text of its group's statistics, that of the divisor, and inputs of its own.
-_PARTS: dict[str, tuple[tuple[str, ...], str, str] | tuple[tuple[str, ...], str, str, tuple[str, ...]]] = {
-    "BatchNorm": (("eps",), _VARIANCE + _MEAN_CENTER, _ROOT_DIVISOR),
-    "MedianNorm": (("eps",), _VARIANCE + _MEDIAN_CENTER + _ABOUT_CENTER, _ROOT_DIVISOR),
-    "MidrangeNorm": (("eps",), _VARIANCE + _EXTREMES + _MIDRANGE_CENTER + _ABOUT_CENTER, _ROOT_DIVISOR),
-    "AugNorm": (("phi", *_SOLVER_ATTRIBUTES), _VARIANCE + solver_below_2() + _ABOUT_CENTER, _ROOT_DIVISOR),
-    "AugNormAbove2": (
-        ("phi", *_SOLVER_ATTRIBUTES),
-        _VARIANCE + _EXTREMES + solver_above_2() + _ABOUT_CENTER,
-        _ROOT_DIVISOR,
-    ),
-    "RobustNorm": (("p", "eps"), _EXTREMES + _ROBUST + _GROUP_RANGE + _POWER_OF_RANGE, _PLAIN_DIVISOR),
-    "RobustRangeNorm": (
-        ("p", "eps"),
-        _EXTREMES + _ROBUST + _GROUP_RANGE + "  group_spread = Identity (extent)\n",
-        _POWER_OF_RANGE_DIVISOR,
-    ),
-    BELOW_2: (_SOLVER_ATTRIBUTES, _VARIANCE + solver_below_2(each=True) + _ABOUT_CENTER, _ROOT_DIVISOR, _EACH),
-    ABOVE_2: (
-        _SOLVER_ATTRIBUTES,
-        _VARIANCE + _EXTREMES + solver_above_2(each=True) + _ABOUT_CENTER,
-        _ROOT_DIVISOR,
-        _EACH,
-    ),
+_SOLVER = ("eps", "rtol", "max_steps")
+_NORMS = {
+    "BatchNorm": _Norm(("eps",), "", text.VARIANCE + text.MEAN),
+    "MedianNorm": _Norm(("eps",), "", text.VARIANCE + text.MEDIAN),
+    "MidrangeNorm": _Norm(("eps",), "", text.VARIANCE + text.MIDRANGE),
+    "AugNorm": _Norm(("phi", *_SOLVER), *below_2()),
+    "AugNormAbove2": _Norm(("phi", *_SOLVER), *above_2()),
+    LEARNED: _Norm(_SOLVER, *above_2(each=True), inputs=("exponents",)),
+    "RobustNorm": _Norm(("p", "eps"), "", text.POWER_OF_RANGE, _PLAIN_DIVISOR),
+    "RobustRangeNorm": _Norm(("p", "eps"), "", text.RANGE, _POWER_OF_RANGE_DIVISOR),
 }
+_OF_ROOT = _Norm(_NORMS["AugNorm"].attributes, *below_2(root=True))
 
-_SOURCES = {name: _function(name, *parts) for name, parts in _PARTS.items()}
+ATTRIBUTES = {name: norm.attributes for name, norm in _NORMS.items()}
+OWN_INPUTS = {name: norm.inputs for name, norm in _NORMS.items()}
+OPERATORS = tuple(_NORMS)
 
-ATTRIBUTES = {name: parts[0] for name, parts in _PARTS.items()}
-OPERATORS = tuple(_SOURCES)
 
+def function_body(name: str, root: bool = False) -> onnx.FunctionProto:
+    """Return the function of one operator of `OPERATORS`; see `functions` for what follows a norm.
 
-def function_body(name: str) -> onnx.FunctionProto:
-    """Return the function of one operator of `OPERATORS`; see `functions` for those that are made of them."""
-    function = onnx.parser.parse_function(_SOURCES[name])
-    if function.domain != DOMAIN:
-        raise ValueError(f"the function {name} belongs to {function.domain}, not {DOMAIN}")
-    return function
+    With `root` AugNorm's is for nodes with phi = ROOT alone: its weights take no logarithm.
+    """
+    norm = _OF_ROOT if root and name == "AugNorm" else _NORMS[name]
+    source = _FUNCTION.format(
+        domain=DOMAIN,
+        name=name,
+        attributes=", ".join(norm.attributes),
+        inputs=", ".join(INPUTS + norm.inputs),
+        block_values=BLOCK_VALUES,
+        once=norm.once,
+        statistics=norm.statistics,
+        divisor=norm.divisor,
+    )
+    return compact(onnx.parser.parse_function(source))

@@ -1,254 +1,203 @@
 """The solver of the generalized median in standard ONNX operators: the text of one Loop, for AugNorm's functions.
 
-The iteration is that of augserve.norms.median.solve, with the same constants and the same test for the end; here
-every state is (N, C), equal on all rows of a group, and a row that has stopped is not touched again. Rows with
-lambda = 1 need no statistics of their own and begin as stopped.
+The iteration is that of augserve.norms.median.solve, with the same test for the end, in fewer operations: each of
+them is a node, which takes time to load and to run. States are (G, B, 1), in units of the values; z (N, B, L) are
+the values about their group's mean. A group's channel that has stopped goes on at NaN, which moves neither end of
+its bracket; its estimate is kept.
 
-The text uses what the function's head defines (zero, one, two, zeros, axis_2, index, group, rows_channels, mean,
-var, deviation, tracked; above phi = 2 also low and high) and defines group_center.
+The push past the root does not grow, and it is the bracket's width that tells when to bisect, not passes without
+progress. That takes as many passes as the torch solver for phi = 1.5, and up to a fifth more about phi = 1.1.
+
+The text uses what `operators` and `statistics_body.VARIANCE` define, and defines center and spread.
 """
 
 from __future__ import annotations
 
-from augserve.norms.median.solve import INITIAL_BRACKET, NEAR_RATIO, PADDING, PADDING_GROWTH, PATIENCE, STEP_RATIO
+from augserve.export.statistics_body import ABOUT_CENTER, VARIANCE, extremes
+from augserve.norms.median.solve import INITIAL_BRACKET, PADDING
 
-_SOLVER = """
-{phi}
+ROOT = 1.5  # the exponent whose weights are one over a root
+SPARE = 3  # passes beyond those that halving alone would take
+
+_CONSTANTS = f"""
   rtol = Constant <value_float: float = @rtol> ()
-  max_steps_int = Constant <value_int: int = @max_steps> ()
-  max_steps = Cast <to = 1> (max_steps_int)
-  p = Sub (phi, one)
-  p_less = Sub (p, one)
-{along_positions}
+  max_steps = Constant <value_int: int = @max_steps> ()
   tiny = Constant <value = float {{1e-30}}> ()
   half = Constant <value = float {{0.5}}> ()
-  first_padding = Constant <value = float {{{padding}}}> ()
-  growth = Constant <value = float {{{growth}}}> ()
-  near_ratio = Constant <value = float {{{near_ratio}}}> ()
-  step_ratio = Constant <value = float {{{step_ratio}}}> ()
-  patience = Constant <value = float {{{patience}}}> ()
-  padding_0 = Mul (first_padding, rtol)
-  log_2 = Log (two)
-  root_var = Sqrt (var)
-  spread_out = Greater (var, zero)
-  std = Where (spread_out, root_var, one)
-  std_3 = Unsqueeze (std, axis_2)
-  z = Div (deviation, std_3)
+  nan = Constant <value_float = nan> ()
+  all_running = Constant <value = bool[1, 1, 1] {{1}}> ()
+  bound = Constant <value = float {{{INITIAL_BRACKET}}}> ()
+  padding_of_tolerance = Constant <value = float {{{PADDING}}}> ()
+  spare = Constant <value = float {{{2.0**SPARE}}}> ()
+  twice_spare = Constant <value = float {{{2.0 * 2.0**SPARE}}}> ()
+"""
+
+_ONE_PHI = """
+  phi = Constant <value_float: float = @phi> ()
+  p = Sub (phi, one)
+  p_less = Sub (p, one)
+"""
+_EACH_PHI = "  exponent_column = Unsqueeze (exponents, one_1)\n"
+_BLOCK_OF_PHI = """
+      phi = Slice (exponent_column, start, end)
+      p = Sub (phi, one)
+      p_less = Sub (p, one)
+"""
+
+# `room` halves with every pass, and a bracket that is wider is bisected. Halving alone takes 17.6 passes from the
+# first bracket to the tolerance for phi < 2, and 27 where values reach 360 std; SPARE more are Newton's.
+# Where all values are equal, the first pass below 2 finds no step; above 2 it finds 0 / 0, and must not count.
+_SOLVER = """
+      std = Sqrt (var)
+      tolerance = Mul (rtol, std)
+      padding = Mul (padding_of_tolerance, tolerance)
 {bracket}
-  wanted = Not (tracked)
-  solvable = And (wanted, spread_out)
-  lower_0 = Where (solvable, bracket_low, zeros)
-  upper_0 = Where (solvable, bracket_high, zeros)
-  width_0 = Sub (upper_0, lower_0)
-  step_0 = ConstantOfShape <value = float[1] {{1e30}}> (rows_channels)
-  padding_rows = Add (zeros, padding_0)
-  any_width = ReduceMax <keepdims = 0> (width_0)
-  start_running = Greater (any_width, rtol)
-  y_end, lower_end, upper_end, estimate_end, sign_end, padding_end, step_end, width_end, stalled_end = Loop (
-      max_steps_int, start_running, zeros, lower_0, upper_0, zeros, zeros, padding_rows, step_0, width_0, zeros) <
-    body = one_pass (int64 taken_int, bool going, float[?, ?] at, float[?, ?] lower, float[?, ?] upper,
-        float[?, ?] estimate, float[?, ?] sign, float[?, ?] padding, float[?, ?] step, float[?, ?] width,
-        float[?, ?] stalled)
-      => (bool go_on, float[?, ?] at_out, float[?, ?] lower_out, float[?, ?] upper_out,
-        float[?, ?] estimate_out, float[?, ?] sign_out, float[?, ?] padding_out, float[?, ?] step_out,
-        float[?, ?] width_out, float[?, ?] stalled_out)
-    {{
-      gap = Sub (upper, lower)
-      running = Greater (gap, rtol)
-      at_3 = Unsqueeze (at, axis_2)
-      d = Sub (at_3, z)
-      a = Abs (d)
+      at_end, lower_end, upper_end, estimate_end, room_end, running_end = Loop (
+          max_steps, going, zeros, low, high, zeros, room_0, {running}) <
+        body = one_pass (int64 taken, bool going_on, float[?, ?, ?] at, float[?, ?, ?] lower,
+            float[?, ?, ?] upper, float[?, ?, ?] estimate, float[?, ?, ?] room, bool[?, ?, ?] running)
+          => (bool go_on, float[?, ?, ?] next_at, float[?, ?, ?] new_lower, float[?, ?, ?] new_upper,
+            float[?, ?, ?] new_estimate, float[?, ?, ?] less_room, bool[?, ?, ?] still_running)
+        {{
+          at_of_row = Gather <axis = 0> (at, group)
+          d = Sub (at_of_row, z)
+          a = Abs (d)
 {evaluate}
-      newton = Sub (at, new_step)
-      not_above = LessOrEqual (g, zero)
-      not_below = GreaterOrEqual (g, zero)
-      new_lower = Where (not_above, at, lower)
-      new_upper = Where (not_below, at, upper)
-      new_sign = Sign (g)
-      same_side = Equal (new_sign, sign)
-      step_length = Abs (new_step)
-      grown = Mul (padding, growth)
-      near_step = Mul (near_ratio, step)
-      near = LessOrEqual (step_length, near_step)
-      kept = Where (near, padding, grown)
-      new_padding = Where (same_side, kept, padding_0)
-      new_gap = Sub (new_upper, new_lower)
-      half_width = Mul (half, width)
-      halved = LessOrEqual (new_gap, half_width)
-      short_step = Mul (step_ratio, step)
-      shortened = LessOrEqual (step_length, short_step)
-      progress = Or (halved, shortened)
-      stalled_more = Add (stalled, one)
-      new_stalled = Where (progress, zero, stalled_more)
-      push = Mul (new_sign, new_padding)
-      pushed = Sub (newton, push)
-      taken = Cast <to = 1> (taken_int)
-      passes_over = Sub (max_steps, taken)
-      passes_left = Sub (passes_over, two)
-      gap_in_rtol = Div (new_gap, rtol)
-      gap_safe = Max (gap_in_rtol, tiny)
-      gap_log = Log (gap_safe)
-      bisections = Div (gap_log, log_2)
-      last_call = GreaterOrEqual (bisections, passes_left)
-      above = Greater (pushed, new_lower)
-      below = Less (pushed, new_upper)
-      patient = Less (new_stalled, patience)
-      inside = And (above, below)
-      fresh = And (inside, patient)
-      unhurried = Not (last_call)
-      by_newton = And (fresh, unhurried)
-      ends = Add (new_lower, new_upper)
-      middle = Mul (half, ends)
-      next = Where (by_newton, pushed, middle)
-      next_width = Where (halved, new_gap, width)
-      next_stalled = Where (by_newton, new_stalled, zero)
-      at_out = Where (running, next, at)
-      lower_out = Where (running, new_lower, lower)
-      upper_out = Where (running, new_upper, upper)
-      estimate_out = Where (running, newton, estimate)
-      sign_out = Where (running, new_sign, sign)
-      padding_out = Where (running, new_padding, padding)
-      step_out = Where (running, step_length, step)
-      width_out = Where (running, next_width, width)
-      stalled_out = Where (running, next_stalled, stalled)
-      gap_out = Sub (upper_out, lower_out)
-      widest = ReduceMax <keepdims = 0> (gap_out)
-      go_on = Greater (widest, rtol)
-    }}>
-  after_lower = Greater (estimate_end, lower_end)
-  before_upper = Less (estimate_end, upper_end)
-  estimate_inside = And (after_lower, before_upper)
-  both_ends = Add (lower_end, upper_end)
-  middle_end = Mul (half, both_ends)
-  root = Where (estimate_inside, estimate_end, middle_end)
-  root_scaled = Mul (root, std)
-  group_center = Add (mean, root_scaled)
+          newton = Sub (at, new_step)
+          new_estimate = Where (running, newton, estimate)
+          not_above = LessOrEqual (g, zero)
+          not_below = GreaterOrEqual (g, zero)
+          new_lower = Where (not_above, at, lower)
+          new_upper = Where (not_below, at, upper)
+          gap = Sub (new_upper, new_lower)
+          still_running = Greater (gap, tolerance)
+          sign = Sign (g)
+          push = Mul (sign, padding)
+          pushed = Sub (newton, push)
+          above = Greater (pushed, new_lower)
+          below = Less (pushed, new_upper)
+          inside = And (above, below)
+          less_room = Mul (room, half)
+          narrow = Less (gap, less_room)
+          by_newton = And (inside, narrow)
+          ends = Add (new_lower, new_upper)
+          middle = Mul (ends, half)
+          next = Where (by_newton, pushed, middle)
+          next_at = Where (still_running, next, nan)
+          busy = Cast <to = 1> (still_running)
+          busiest = ReduceMax <keepdims = 0> (busy)
+          go_on = Cast <to = 9> (busiest)
+        }}>
+      not_lower = Max (estimate_end, lower_end)
+      root = Min (not_lower, upper_end)
+      center = Add (mean, root)
 """
 
 _BRACKET_BELOW_2 = """
-  bound = Constant <value = float {{{bound}}}> ()
-  bracket_high = Add (zeros, bound)
-  bracket_low = Neg (bracket_high)
+      high = Mul (bound, std)
+      low = Neg (high)
+      room_0 = Mul (twice_spare, high)
 """
-
-_BRACKET_ABOVE_2 = """
-  low_deviation = Sub (low, mean)
-  high_deviation = Sub (high, mean)
-  bracket_low = Div (low_deviation, std)
-  bracket_high = Div (high_deviation, std)
+_BRACKET_ABOVE_2 = (
+    extremes("z")
+    + """
+      gap_0 = Sub (high, low)
+      room_0 = Mul (spare, gap_0)
+      running_0 = Greater (gap_0, tolerance)
 """
+)
 
 _WEIGHTS = """
-      a_log = Log (a_safe)
-      w_log = Mul (a_log, p_less_3)
-      w = Exp (w_log)"""
-
-# The condition is a constant: runtimes that compute constants keep one of the branches.
-_WEIGHTS_OR_ROOT = """
-      w = If (is_root) <
-        then_branch = phi_is_three_halves () => (float[?, ?, ?] w_root) {
-          root = Sqrt (a_safe)
-          w_root = Reciprocal (root)
-        },
-        else_branch = any_phi () => (float[?, ?, ?] w_power) {
           a_log = Log (a_safe)
-          w_log = Mul (a_log, p_less_3)
-          w_power = Exp (w_log)
-        }
-      >"""
+          w_log = Mul (a_log, p_less)
+          w = Exp (w_log)
+"""
+_WEIGHTS_OF_ROOT = """
+          a_root = Sqrt (a_safe)
+          w = Reciprocal (a_root)
+"""
 
 _EVALUATE_BELOW_2 = """
-      a_safe = Max (a, tiny)
+          a_safe = Max (a, tiny)
 {weights}
-      wd = Mul (w, d)
-      w_row = ReduceSum <keepdims = 0> (w, axis_2)
-      g_row = ReduceSum <keepdims = 0> (wd, axis_2)
-      w_scattered = ScatterElements <axis = 0, reduction = "add"> (zeros, index, w_row)
-      g_scattered = ScatterElements <axis = 0, reduction = "add"> (zeros, index, g_row)
-      w_sum = Gather <axis = 0> (w_scattered, group)
-      g = Gather <axis = 0> (g_scattered, group)
-      slope = Mul (p, w_sum)
-      new_step = Div (g, slope)
-"""
-
-_EVALUATE_ABOVE_2 = """
-      reach_low = Sub (at, bracket_low)
-      reach_high = Sub (bracket_high, at)
-      reach = Max (reach_low, reach_high)
-      reach_3 = Unsqueeze (reach, axis_2)
-      a_share = Div (a, reach_3)
-      a_safe = Max (a_share, tiny)
-      a_log = Log (a_safe)
-      w_log = Mul (a_log, p_less_3)
-      w = Exp (w_log)
-      powers = Mul (w, a_safe)
-      is_left = Greater (d, zero)
-      left_w_all = Where (is_left, w, zero)
-      right_w_all = Where (is_left, zero, w)
-      left_all = Where (is_left, powers, zero)
-      right_all = Where (is_left, zero, powers)
-      left_w_row = ReduceSum <keepdims = 0> (left_w_all, axis_2)
-      right_w_row = ReduceSum <keepdims = 0> (right_w_all, axis_2)
-      left_row = ReduceSum <keepdims = 0> (left_all, axis_2)
-      right_row = ReduceSum <keepdims = 0> (right_all, axis_2)
-      left_w_scattered = ScatterElements <axis = 0, reduction = "add"> (zeros, index, left_w_row)
-      right_w_scattered = ScatterElements <axis = 0, reduction = "add"> (zeros, index, right_w_row)
-      left_scattered = ScatterElements <axis = 0, reduction = "add"> (zeros, index, left_row)
-      right_scattered = ScatterElements <axis = 0, reduction = "add"> (zeros, index, right_row)
-      left_w = Gather <axis = 0> (left_w_scattered, group)
-      right_w = Gather <axis = 0> (right_w_scattered, group)
-      left_sum = Gather <axis = 0> (left_scattered, group)
-      right_sum = Gather <axis = 0> (right_scattered, group)
-      left = Max (left_sum, tiny)
-      right = Max (right_sum, tiny)
-      left_log = Log (left)
-      right_log = Log (right)
-      left_root_log = Div (left_log, p)
-      right_root_log = Div (right_log, p)
-      left_root = Exp (left_root_log)
-      right_root = Exp (right_root_log)
-      g = Sub (left_root, right_root)
-      left_ratio = Div (left_root, left)
-      right_ratio = Div (right_root, right)
-      left_slope = Mul (left_ratio, left_w)
-      right_slope = Mul (right_ratio, right_w)
-      slope = Add (left_slope, right_slope)
-      g_reach = Mul (g, reach)
-      new_step = Div (g_reach, slope)
+          wd = Mul (w, d)
+          row_w = ReduceSum (w, two_1)
+          row_g = ReduceSum (wd, two_1)
+          sum_w = ScatterElements <axis = 0, reduction = "add"> (zeros, index, row_w)
+          g = ScatterElements <axis = 0, reduction = "add"> (zeros, index, row_g)
+          slope = Mul ({p}, sum_w)
+          new_step = Div (g, slope)
 """
 
 
-_ONE_PHI = "  phi = Constant <value_float: float = @phi> ()"
-_ONE_FOR_ALL = """
-  p_less_3 = Identity (p_less)
-  minus_half = Constant <value = float {-0.5}> ()
-  is_root = Equal (p_less, minus_half)"""
-_ALONG_POSITIONS = "  p_less_3 = Unsqueeze (p_less, axis_1)"
+def _one_side(side: str, values: str, weights: str) -> str:
+    """Return the text that sums what lies on one side of `at`: powers and weights."""
+    return f"""
+          {side}_w_all = Where ({weights})
+          {side}_all = Where ({values})
+          row_{side}_w = ReduceSum ({side}_w_all, two_1)
+          row_{side} = ReduceSum ({side}_all, two_1)
+          {side}_w = ScatterElements <axis = 0, reduction = "add"> (zeros, index, row_{side}_w)
+          {side}_sum = ScatterElements <axis = 0, reduction = "add"> (zeros, index, row_{side})
+          {side} = Max ({side}_sum, tiny)
+          {side}_log = Log ({side})
+"""
 
 
-def solver_below_2(each: bool = False) -> str:
-    """Return the text for 1 < phi < 2: weights |d|^(phi-2), the bracket of one standard deviation.
+def _root_of_side(side: str) -> str:
+    return f"""
+          {side}_below = Sub ({side}_log, larger_log)
+          {side}_root_log = Div ({side}_below, p)
+          {side}_root = Exp ({side}_root_log)
+          {side}_ratio = Div ({side}_root, {side})
+          {side}_slope = Mul ({side}_ratio, {side}_w)
+"""
 
-    With `each`, phi is the function's input `exponents` (C), where it is below 2.
+
+# Both roots are divided by the larger of them: for p near 0 they are powers that float32 does not hold.
+_EVALUATE_ABOVE_2 = (
     """
-    evaluate = _EVALUATE_BELOW_2.format(weights=_WEIGHTS if each else _WEIGHTS_OR_ROOT)
-    return _solver(_BRACKET_BELOW_2, evaluate, "  phi = Min (exponents, two)" if each else None)
+          reach_low = Sub (at, low)
+          reach_high = Sub (high, at)
+          reach = Max (reach_low, reach_high)
+          reach_of_row = Gather <axis = 0> (reach, group)
+          a_share = Div (a, reach_of_row)
+          a_safe = Max (a_share, tiny)
+"""
+    + _WEIGHTS
+    + """
+          powers = Mul (w, a_safe)
+          is_left = Greater (d, zero)
+"""
+    + _one_side("left", "is_left, powers, zero", "is_left, w, zero")
+    + _one_side("right", "is_left, zero, powers", "is_left, zero, w")
+    + "          larger_log = Max (left_log, right_log)\n"
+    + _root_of_side("left")
+    + _root_of_side("right")
+    + """
+          h = Sub (left_root, right_root)
+          slope = Add (left_slope, right_slope)
+          g = Mul (h, reach)
+          new_step = Div (g, slope)
+"""
+)
 
 
-def solver_above_2(each: bool = False) -> str:
-    """Return the text for 2 < phi < inf: the function h of the two one-sided norms, the bracket [min, max]."""
-    return _solver(_BRACKET_ABOVE_2, _EVALUATE_ABOVE_2, "  phi = Max (exponents, two)" if each else None)
+def below_2(root: bool = False) -> tuple[str, str]:
+    """Return the texts of what is made once and of the statistics for 1 < phi < 2, from a bracket of one std.
+
+    With `root` they are for phi = ROOT alone.
+    """
+    evaluate = _EVALUATE_BELOW_2.format(weights=_WEIGHTS_OF_ROOT if root else _WEIGHTS, p="half" if root else "p")
+    solver = _SOLVER.format(bracket=_BRACKET_BELOW_2, evaluate=evaluate, running="all_running")
+    return _CONSTANTS + ("" if root else _ONE_PHI), VARIANCE + solver + ABOUT_CENTER
 
 
-def _solver(bracket: str, evaluate: str, each: str | None) -> str:
-    return _SOLVER.format(
-        bracket=bracket.format(bound=INITIAL_BRACKET),
-        evaluate=evaluate,
-        phi=each or _ONE_PHI,
-        along_positions=_ALONG_POSITIONS if each else _ONE_FOR_ALL,
-        padding=PADDING,
-        growth=PADDING_GROWTH,
-        near_ratio=NEAR_RATIO,
-        step_ratio=STEP_RATIO,
-        patience=float(PATIENCE),
-    )
+def above_2(each: bool = False) -> tuple[str, str]:
+    """Return the texts for 2 < phi < inf: the function h of the two one-sided norms, the bracket [min, max].
+
+    With `each`, phi is the function's input `exponents` (C), each in (1, inf): h has the same root for any phi.
+    """
+    solver = _SOLVER.format(bracket=_BRACKET_ABOVE_2, evaluate=_EVALUATE_ABOVE_2, running="running_0")
+    statistics = VARIANCE + (_BLOCK_OF_PHI if each else "") + solver + ABOUT_CENTER
+    return _CONSTANTS + (_EACH_PHI if each else _ONE_PHI), statistics

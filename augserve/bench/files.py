@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnx.parser
 import onnxruntime as ort
 import torch
 
+from augserve.bench.written_out import write_out
 from augserve.errors import ConfigurationError, unknown_choice
 from augserve.export import export_onnx, open_session
 from augserve.manifest import UNSEALED, FileMode
@@ -33,7 +33,6 @@ from augserve.seal import seal
 
 IMAGE = (3, 32, 32)
 FOLDED, UNROLLED = "folded", "batch, written out"
-UNROLLED_STEPS = 8
 LOAD = 0  # the number of rows in the rows that tell of loading
 
 
@@ -131,18 +130,9 @@ def _open(
 
 
 def _written_out(path: Path) -> Path:
-    """Write the adaptive file once more with a solver of Pow nodes in the place of its Loop."""
+    """Write the adaptive file once more with AugNorm's function as one writes it first."""
     model = onnx.load(path)
-    for function in model.functions:
-        for node in function.node:
-            for attribute in node.attribute:
-                graph = attribute.g
-                loops = [k for k, inner in enumerate(graph.node) if inner.op_type == "Loop"]
-                if attribute.name == "then_branch" and loops:
-                    nodes = [*graph.node[: loops[0]], *_unrolled(graph.node[loops[0]]), *graph.node[loops[0] + 1 :]]
-                    copies = [onnx.NodeProto.FromString(inner.SerializeToString()) for inner in nodes]
-                    del graph.node[:]
-                    graph.node.extend(copies)
+    write_out(model)
     (entry,) = model.metadata_props
     entry.value = _SEAL.sub(f'"content_sha256":"{UNSEALED}"', entry.value)
     written = path.with_name("written-out.onnx")
@@ -150,41 +140,7 @@ def _written_out(path: Path) -> Path:
     return written
 
 
-def _unrolled(loop: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Return Newton's steps as nodes one after the other; they make what the loop makes."""
-    lines, at = [], "zeros"
-    for k in range(UNROLLED_STEPS):
-        lines.append(_STEP.format(k=k, at=at))
-        at = f"newton_at_{k}"
-    results = "\n".join(f"  {name} = Identity ({at})" for name in loop.output)
-    text = _FUNCTION.format(outputs=", ".join(loop.output), body="".join(lines) + results)
-    return list(onnx.parser.parse_function(text).node)
-
-
 _SEAL = re.compile(r'"content_sha256": ?"[0-9a-f]{64}"')
-_FUNCTION = """<opset_import: ["" : 18], domain: "bench">
-unrolled (z, zeros, index, group, p, p_less, axis_2, tiny) => ({outputs})
-{{
-{body}
-}}
-"""
-_STEP = """
-  newton_at_3_{k} = Unsqueeze ({at}, axis_2)
-  newton_d_{k} = Sub (newton_at_3_{k}, z)
-  newton_a_{k} = Abs (newton_d_{k})
-  newton_safe_{k} = Max (newton_a_{k}, tiny)
-  newton_w_{k} = Pow (newton_safe_{k}, p_less)
-  newton_wd_{k} = Mul (newton_w_{k}, newton_d_{k})
-  newton_w_row_{k} = ReduceSum <keepdims = 0> (newton_w_{k}, axis_2)
-  newton_g_row_{k} = ReduceSum <keepdims = 0> (newton_wd_{k}, axis_2)
-  newton_w_all_{k} = ScatterElements <axis = 0, reduction = "add"> (zeros, index, newton_w_row_{k})
-  newton_g_all_{k} = ScatterElements <axis = 0, reduction = "add"> (zeros, index, newton_g_row_{k})
-  newton_w_sum_{k} = Gather <axis = 0> (newton_w_all_{k}, group)
-  newton_g_sum_{k} = Gather <axis = 0> (newton_g_all_{k}, group)
-  newton_slope_{k} = Mul (p, newton_w_sum_{k})
-  newton_step_{k} = Div (newton_g_sum_{k}, newton_slope_{k})
-  newton_at_{k} = Sub ({at}, newton_step_{k})
-"""
 
 
 def _task(session: ort.InferenceSession, images: npt.NDArray[np.float32], weight: float) -> Callable[[], object]:

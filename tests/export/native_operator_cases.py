@@ -75,7 +75,7 @@ def one_node(
     model = helper.make_model(
         helper.make_graph([node], "one", values, [y]),
         opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)],
-        functions=functions_of([name]),
+        functions=functions_of([node]),
         ir_version=10,
     )
     return bytes(model.SerializeToString())

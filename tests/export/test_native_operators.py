@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from augserve.export.operators import BLOCK_VALUES
 from augserve.norms import norm_layers
 from tests.export.conftest import KINDS, small_network
 from tests.export.native_operator_cases import (
@@ -40,6 +41,28 @@ def test_operator_answers_as_its_function(name: str, positions: tuple[int, ...])
         y = run(operators, values)
         assert y.shape == values["x"].shape
         np.testing.assert_allclose(y, run(functions, values), atol=PARITY, rtol=0)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_functions_take_blocks_of_channels_the_last_of_them_smaller(name: str) -> None:
+    values = feed(5, channels=7, positions=(BLOCK_VALUES // 11,))
+    model = one_node(name, ("N", "C", "L"))
+    functions = session(model, operators=False)
+    np.testing.assert_allclose(run(functions, values), run(session(model), values), atol=PARITY, rtol=0)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_functions_take_equal_values_and_isolate_groups_to_the_bit(name: str) -> None:
+    values = feed(19, positions=(4, 5)) | {"tracked_weight": np.zeros(19, np.float32)}
+    values["x"][:, 1], values["x"][:, 2] = 3.0, 0.0
+    group = values["group"] == values["group"][0]
+    functions = session(one_node(name), operators=False)
+    y = run(functions, values)
+    np.testing.assert_allclose(y, run(session(one_node(name)), values), atol=PARITY / 10, rtol=0)
+    for others in (7 * values["x"] + 3, np.full_like(values["x"], np.nan)):
+        x = np.where(group[:, None, None, None], values["x"], others)
+        changed = run(functions, {**values, "x": x})
+        np.testing.assert_array_equal(changed[group], y[group])
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

@@ -70,8 +70,8 @@ def test_the_operators_are_used_where_they_are_registered(rows: Tensor, tmp_path
         session(model, operators=operators, optimized=tmp_path / "optimized.onnx")
         kinds[operators] = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert sorted(kind for kind in kinds[True] if "Norm" in kind) == ["AugNorm", "AugNormAddRelu", "AugNormRelu"]
-    assert "If" not in kinds[True]
-    assert kinds[False].count("If") == 3  # statistics where a row wants them
+    assert "Loop" not in kinds[True]
+    assert kinds[False].count("Loop") == 3  # statistics, where a row wants them
     assert not any("Norm" in kind for kind in kinds[False])
 
 
