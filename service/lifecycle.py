@@ -17,6 +17,7 @@ from typing_extensions import override
 from augserve.errors import AugserveError, ModelFileError, NotReadyError
 from augserve.service.dataplane import Job, Predictor
 from augserve.service.deadlines import Deadline
+from augserve.service.memory import give_back_freed_memory
 from augserve.service.metrics import Metrics
 from augserve.service.placement import placing, usable_cores
 from augserve.service.repository import Repository, check_paths
@@ -67,6 +68,7 @@ class Service:
         self._draining = False
         self._failed = False
         self._loaded = False
+        self._changes = 0  # versions that came or went
         self._loading: asyncio.Task[None] | None = None
         self._polling: asyncio.Task[None] | None = None
 
@@ -196,6 +198,7 @@ class Service:
         return predictor
 
     def _changed(self, name: str, version: str, serves: bool) -> None:
+        self._changes += 1
         (self.metrics.loaded if serves else self.metrics.unloaded)(name, version)
 
     def _report(self, run: RunReport) -> None:
@@ -214,8 +217,12 @@ class Service:
             logger.exception("loading %s failed", self.settings.model)
 
     async def _poll(self) -> None:
+        before = self._changes
         while True:
             await asyncio.sleep(self.settings.repository_poll_s)
+            if before != self._changes:  # by now the last request of what was replaced has its answer
+                before = self._changes
+                await asyncio.to_thread(give_back_freed_memory)
             try:
                 await asyncio.to_thread(self.models.refresh)
             except Exception as error:  # a folder that cannot be read just now: what serves goes on
