@@ -102,6 +102,8 @@ def _options(threads: int, yields: bool) -> ort.SessionOptions:
     if yields:
         options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.load_model_format", "ONNX")  # not what the bytes may look like
+    # Functions are put into the graph after its first optimizations: loading them takes a fifth less.
+    options.add_session_config_entry("session.disable_aot_function_inlining", "1")
     return options
 
 
