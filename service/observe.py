@@ -160,9 +160,8 @@ def note(scope: Scope, **fields: str | float | None) -> None:
     """Note of a request what the access log, the counters and its span tell: model, mode, rows, groups, code."""
     access = scope.get("state", {}).get("access")
     if access is not None:
-        # A name that is not served is whatever its caller wrote.
-        cut = {key: value[:LONGEST] if isinstance(value, str) else value for key, value in fields.items()}
-        access.update(cut)
+        for key, value in fields.items():  # a name that is not served is whatever its caller wrote
+            access[key] = value[:LONGEST] if isinstance(value, str) else value
 
 
 def note_run(scope: Scope, queue_s: float, run_s: float) -> None:
