@@ -6,7 +6,7 @@ the values about their group's mean. A group's channel that has stopped goes on 
 its bracket; its estimate is kept.
 
 The push past the root does not grow, and it is the bracket's width that tells when to bisect, not passes without
-progress. That takes as many passes as the torch solver for phi = 1.5, and up to a fifth more about phi = 1.1.
+progress. That takes as many passes as the torch solver for phi = 1.5, and up to a third more for phi below 1.25.
 
 The text uses what `operators` and `statistics_body.VARIANCE` define, and defines center and spread.
 """
