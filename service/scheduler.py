@@ -171,6 +171,7 @@ class Scheduler:
             self.deadlines.forget(token)
             if request.missing:
                 self.lanes.discard(request.lane, request.entries)
+            request.entries = []  # they hold the request: so its rows and model are free at once
         parts = [part for part in request.results if part is not None]
         logits = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return Ran(logits, request.began - request.arrived, request.ended - request.began)

@@ -15,18 +15,16 @@ Source: torch.nn.BatchNorm for names, buffers, momentum and state-dict version.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn import functional as F
 
 from augserve.errors import InputError, StatisticsError
-from augserve.norms.fused import covers, ends_now, normalize, plain, runs_now, train
-from augserve.norms.grouping import Grouping
+from augserve.norms.fused import covers, ended, ends_now, normalize, plain, runs_now, train
+from augserve.norms.grouping import Grouping, weighted
 from augserve.norms.kernels.operators import has_kernel, norm_grouped
-from augserve.norms.kernels.spec import NO_ENDING, Ending, Groups, Moving, Spec
+from augserve.norms.kernels.spec import Ending, Groups, Moving, Spec
 from augserve.norms.median.values import Values
 from augserve.norms.processes import Processes, ProcessGroup
 from augserve.norms.reduction import Local, Reduction, along_channels, reduced_dims, require_floating
@@ -188,21 +186,19 @@ class StatisticsNorm(nn.Module, ABC):
             relu: return max(0, .) of all that. In training on the CPU this is done on the way, where a kernel is.
         """
         self._check_input(x)
-        ending = Ending(residual, relu) if relu or residual is not None else NO_ENDING
+        ending = Ending(residual, relu)
         if self.training and (y := self._train_now(x, ending)) is not None:
             return y
-        return ended(self._normalized(x), ending)
+        return ended(self._without_ending(x), ending)
 
-    def _normalized(self, x: Tensor) -> Tensor:
+    def _without_ending(self, x: Tensor) -> Tensor:
         if torch.onnx.is_in_onnx_export():
             return norm_node(self, x)
         if x.shape[0] == 0 and not self.synchronised:
             return self._without_rows(x)
         if self.training:
             return self._train(x)
-        if self.grouping is None:
-            return self._infer(x, self.statistics)
-        return self._infer_groups(x, self.grouping)
+        return self._infer(x, self.statistics) if self.grouping is None else self._infer_groups(x, self.grouping)
 
     @property
     def synchronised(self) -> bool:
@@ -263,7 +259,7 @@ class StatisticsNorm(nn.Module, ABC):
             self._update_running(*updates[0][1:])
             return outputs[0]
         shares, centers, spreads = zip(*updates, strict=True)
-        self._update_running(_weighted(shares, centers), _weighted(shares, spreads))
+        self._update_running(weighted(shares, centers), weighted(shares, spreads))
         return self.grouping.join(outputs)
 
     def _normalize(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor, Tensor]:
@@ -402,14 +398,3 @@ class StatisticsNorm(nn.Module, ABC):
 
     def _own_options(self) -> dict[str, Any]:
         return {}
-
-
-def ended(y: Tensor, ending: Ending) -> Tensor:
-    """Return max(0, y + residual), as far as the ending says; y may be overwritten."""
-    if ending.residual is not None:
-        y = y + ending.residual
-    return F.relu(y, inplace=True) if ending.relu else y
-
-
-def _weighted(shares: Sequence[float], statistics: Sequence[Tensor]) -> Tensor:
-    return torch.stack([share * statistic for share, statistic in zip(shares, statistics, strict=True)]).sum(dim=0)

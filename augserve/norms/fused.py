@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from augserve.norms.functional import SOLVER
 from augserve.norms.kernels import native, operators, reference
@@ -82,6 +83,13 @@ def ends_now(x: Tensor, ending: Ending) -> bool:
     """Return whether `train` takes the ending too: a residual has to lie in memory as x does."""
     residual = ending.residual
     return residual is None or (type(residual) in PLAIN and native.lies_as(residual, x))
+
+
+def ended(y: Tensor, ending: Ending) -> Tensor:
+    """Return max(0, y + residual), as far as the ending says; y may be overwritten."""
+    if ending.residual is not None:
+        y = y + ending.residual
+    return F.relu(y, inplace=True) if ending.relu else y
 
 
 def train(

@@ -70,3 +70,8 @@ def make_grouping(group: Tensor, statistics: Statistics | Sequence[Statistics]) 
     weights = [s.weight(rows) for s, rows in zip(each, sizes, strict=True)]
     tracked_weight = torch.tensor(weights, device=group.device, dtype=torch.float32)
     return Grouping(indices, torch.argsort(order), each, sizes, Groups(order, offsets), tracked_weight)
+
+
+def weighted(shares: Sequence[float], statistics: Sequence[Tensor]) -> Tensor:
+    """Return the sum of statistics (C,), each times its group's share of the rows."""
+    return torch.stack([share * statistic for share, statistic in zip(shares, statistics, strict=True)]).sum(dim=0)

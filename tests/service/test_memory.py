@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import subprocess
 import sys
+import weakref
+from typing import cast
 
+import numpy as np
 import pytest
+
+from augserve.service.deadlines import Deadline
+from augserve.service.forms import Form
+from augserve.service.isolation import cut, group_rows
+from augserve.service.scheduler import Scheduler
+from augserve.statistics import Statistics
 
 HELD = """
 from pathlib import Path
@@ -33,3 +44,35 @@ def test_what_lies_between_blocks_in_use_goes_back_and_those_stay() -> None:
         pytest.skip("a C library without malloc_trim")
     assert int(given_back) > 100
     assert int(kept) == 100 * 50_000
+
+
+class _Zeros:
+    """A form of a model that answers 0."""
+
+    merges, model, beside = True, "zeros", None
+
+    def run(self, rows: np.ndarray, *_: object, alone: bool = True) -> np.ndarray:
+        return np.zeros((len(rows), 2), np.float32)
+
+
+def test_what_was_answered_is_free_without_the_garbage_collector() -> None:
+    async def held() -> list[object]:
+        scheduler, form = Scheduler(1, 4), _Zeros()
+        rows = np.ones((3, 1, 2, 2), np.float32)
+        pieces = cut(rows, group_rows(3, Statistics("batch"), 2, "own", 1), 8)
+        await scheduler.run(cast("Form", form), pieces, "someone", Deadline(10))
+        scheduler.close()
+        left = [weakref.ref(form), weakref.ref(rows)]
+        del form, rows, pieces
+        for _ in range(100):  # the thread that ran lets go a little later
+            if all(one() is None for one in left):
+                break
+            await asyncio.sleep(0.01)
+        return [one() for one in left if one() is not None]
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert asyncio.run(held()) == []
+    finally:
+        gc.enable()
