@@ -220,7 +220,7 @@ class Service:
         before = self._changes
         while True:
             await asyncio.sleep(self.settings.repository_poll_s)
-            if before != self._changes:  # by now the last request of what was replaced has its answer
+            if before != self._changes:  # a poll ago: requests of what was replaced have had time to end
                 before = self._changes
                 await asyncio.to_thread(give_back_freed_memory)
             try:
