@@ -121,7 +121,7 @@ def _started(content: bytes, options: ort.SessionOptions, providers: list[str], 
 def open_tracked_session(
     path: str | Path, *, providers: Sequence[str] | None = None, threads: int = 0, yields: bool = False
 ) -> ort.InferenceSession | None:
-    """Open the tracked form of an adaptive file that `open_session` takes: input -> logits, norms folded away.
+    """Open the tracked form of a file that `open_session` takes: input -> logits, norms folded away.
 
     Args:
         path: the .onnx file.
@@ -132,10 +132,9 @@ def open_tracked_session(
     Returns:
         The session, without a manifest; None where the file has no such form (see `augserve.tracked_form`).
     """
-    content = tracked_form(Path(path).read_bytes())
-    if content is None:
-        return None
-    return _started(content, _options(threads, yields), list(providers or DEFAULT_PROVIDERS), Path(path))
+    chosen = list(providers or DEFAULT_PROVIDERS)
+    content = tracked_form(Path(path).read_bytes(), cpu=chosen[0] == DEFAULT_PROVIDERS[0])
+    return None if content is None else _started(content, _options(threads, yields), chosen, Path(path))
 
 
 def kernels_of(session: ort.InferenceSession) -> Kernels:

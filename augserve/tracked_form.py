@@ -1,10 +1,12 @@
-"""The tracked form of an adaptive file: the same network for rows with tracked statistics alone, without our nodes.
+"""The tracked form of a file: the same network for rows with tracked statistics alone, without our nodes.
 
     y = scale x + shift,    scale = weight / divisor,    shift = bias - running_mean scale
 
 Where lambda = 1 in every row, a norm is this map of each channel, written as a BatchNormalization node: behind a
 convolution it goes into its weights when ONNX Runtime opens the graph. What a node of ours ends with, an addition
 or a ReLU, is written out again for the runtime's own fusions.
+
+On a CPU shortcuts without parameters become convolutions (`augserve.shortcuts`), in files of mode tracked, too.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+from augserve.shortcuts import convolve_shortcuts
 
 if TYPE_CHECKING:
     import onnx
@@ -24,16 +28,17 @@ ENDINGS = (("AddRelu", True, True), ("Add", True, False), ("Relu", False, True),
 Array = npt.NDArray[np.float64]
 
 
-def tracked_form(content: bytes) -> bytes | None:
-    """Return an adaptive file's graph for tracked rows.
+def tracked_form(content: bytes, *, cpu: bool = True) -> bytes | None:
+    """Return a file's graph for tracked rows.
 
     Args:
-        content: of a file with the inputs input, group and tracked_weight.
+        content: of a file of mode adaptive, with the inputs input, group and tracked_weight, or of mode tracked.
+        cpu: whether a CPU is to run it.
 
     Returns:
         An ONNX file with the other inputs alone and without metadata; None where the file has no such form: the
-        groups reach the answer past our norms, a parameter of a norm is not a float32 constant, or the package
-        onnx is not installed.
+        groups reach the answer past our norms, a parameter of a norm is not a float32 constant, the package
+        onnx is not installed, or the file is of mode tracked and its graph as good as any.
 
     Example:
         >>> folded = tracked_form(Path("model.onnx").read_bytes())  # doctest: +SKIP
@@ -55,20 +60,35 @@ def tracked_form(content: bytes) -> bytes | None:
         if affine is None:
             return None
         written += _written_out(node, *affine, graph)
+    folded = any(value.name in CHOICES for value in graph.input)
     if any(name in CHOICES for node in written for name in _names_used(node)):
         return None
     kept = [value for value in graph.input if value.name not in CHOICES]
     del graph.node[:], graph.input[:], model.functions[:], model.metadata_props[:]
     graph.node.extend(written)
     graph.input.extend(kept)
-    used = {name for node in graph.node for name in _names_used(node)}
-    remaining = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(remaining)
     opsets = [opset for opset in model.opset_import if opset.domain != DOMAIN]
     del model.opset_import[:]
     model.opset_import.extend(opsets)
+    convolved = cpu and convolve_shortcuts(model)
+    if not folded and not convolved:
+        return None
+    _drop_unread(graph)
     return bytes(model.SerializeToString())
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    """Leave out nodes and constants that nothing reads."""
+    nodes, before = list(graph.node), -1
+    while before != len(nodes):
+        before = len(nodes)
+        used = {name for node in nodes for name in _names_used(node)} | {value.name for value in graph.output}
+        nodes = [node for node in nodes if used.intersection(node.output)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    remaining = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(remaining)
 
 
 def _affine(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> tuple[Array, Array] | None:

@@ -39,7 +39,8 @@ def open_forms(
         path: the .onnx file.
         name: the model's name.
         how: what every session is opened with.
-        fold: whether requests with tracked statistics get a graph of their own, with the norms folded away.
+        fold: whether requests with tracked statistics get a graph of their own, with the norms folded away and
+            written for this provider.
         fall_back: whether a provider that does not start may leave the model to the next one.
 
     Returns:
@@ -66,10 +67,12 @@ def open_forms(
             self_check.check_isolation(adaptive, manifest)
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from None
-    tracked = _folded(path, name, how) if fold and manifest.mode == "adaptive" else None
+    tracked = _folded(path, name, how) if fold and manifest.mode != "batch" else None
     if tracked is not None and not self_check.agree(tracked, adaptive, manifest):
         logger.warning("%s: its folded form answers otherwise; tracked requests run on the whole graph", path)
         tracked = None
+    if tracked is not None and manifest.mode == "tracked":
+        adaptive, tracked = tracked, None
     for form in (adaptive, tracked):
         if form is not None and form.beside is not None and not self_check.same_bits(form, manifest):
             logger.warning("%s: its numbers depend on how many threads a run takes; each takes all", path)

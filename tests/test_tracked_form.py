@@ -18,6 +18,7 @@ from augserve.export import export_onnx
 from augserve.models import build_model
 from augserve.norms import AugNorm2d, BatchNorm2d, ConvNorm2d, use_statistics
 from augserve.runtime import open_session, open_tracked_session, run_rows
+from augserve.service.opening import Opening, open_forms
 from augserve.statistics import Statistics
 from augserve.tracked_form import DOMAIN, tracked_form
 from tests.export.conftest import KINDS, small_network
@@ -116,15 +117,33 @@ def test_it_answers_as_the_adaptive_file_with_tracked_statistics(name: str, tmp_
 
 
 def assert_folded(content: bytes, optimized: Path) -> None:
-    """What ONNX Runtime makes of resnet20 is as small as a file of mode tracked: no norm is left."""
+    """What ONNX Runtime makes of resnet20 has convolutions alone: no norm is left, and no shortcut of slices."""
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(optimized)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.log_severity_level = 4
     ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load(optimized).graph.node]
-    assert sum("Conv" in kind for kind in kinds) == 19
-    assert not {"BatchNormalization", "Mul", "Div", "Sub", "Sqrt"} & set(kinds)
+    assert sum("Conv" in kind for kind in kinds) == 19 + 2  # the shortcuts'
+    assert not {"Slice", "Pad", "BatchNormalization", "Mul", "Div", "Sub", "Sqrt"} & set(kinds)
+
+
+def test_a_served_file_of_mode_tracked_runs_without_slices(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    export_onnx(calibrated(build_model("resnet20")), path, example=torch.randn(9, 3, 16, 16), mode="tracked")
+    assert "Pad" in {node.op_type for node in onnx.load(path).graph.node}
+    content = tracked_form(path.read_bytes())
+    assert content is not None
+    assert "Pad" not in {node.op_type for node in onnx.load_model_from_string(content).graph.node}
+    assert tracked_form(path.read_bytes(), cpu=False) is None
+    rows = np.random.default_rng(0).normal(size=(7, 3, 16, 16)).astype(np.float32)
+    ids, weights = np.zeros(7, np.int64), np.ones(7, np.float32)
+    (form, none, _), (written, nothing, _) = (open_forms(path, "m", Opening(), fold=fold) for fold in (True, False))
+    assert (none, nothing) == (None, None)
+    expected = written.run(rows, ids, weights)
+    assert np.abs(form.run(rows, ids, weights) - expected).max() <= PARITY * max(1.0, np.abs(expected).max())
+    assert len(form.session.get_modelmeta().custom_metadata_map) == 0  # not the file as it is
+    assert len(written.session.get_modelmeta().custom_metadata_map) > 0
 
 
 def test_one_file_has_one_form(small_file: Path) -> None:
