@@ -47,8 +47,9 @@ lint: .venv/ready-dev
 	@.venv/bin/lint-imports
 	@.venv/bin/hadolint Dockerfile
 
+# A file of tests is one process's; each process keeps to one core, since torch's threads spin while they wait.
 test: lint .venv/native
-	@$(VENV_PYTHON) -m pytest
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 soak: .venv/native
 	@$(VENV_PYTHON) -m benchmarks.soak --minutes $(SOAK_MINUTES)
