@@ -10,6 +10,9 @@ side takes half of them. Both give the same bits, or there is only the first (se
 
 from __future__ import annotations
 
+import math
+import time
+
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
@@ -44,6 +47,11 @@ class Form:
         self._adaptive = "group" in names
         self._output = session.get_outputs()[0].name
         self._on_device = session.get_providers()[0] != CPU
+        self._seconds: dict[int, float] = {}  # of the last run alone, by rows
+
+    def seconds_of(self, rows: int) -> float:
+        """Return how long the last run of so many rows took that was alone; inf where there was none."""
+        return self._seconds.get(rows, math.inf)
 
     def run(
         self,
@@ -68,9 +76,17 @@ class Form:
         if self._adaptive:
             feed["group"] = ids
             feed["tracked_weight"] = tracked_weight
-        if self._on_device:
-            return self._run_bound(feed)
-        session = self.session if alone or self.beside is None else self.beside
+        if not alone and self.beside is not None:
+            return self._run(self.beside, feed)
+        began = time.perf_counter()
+        logits = self._run_bound(feed) if self._on_device else self._run(self.session, feed)
+        if alone:
+            self._seconds[len(rows)] = time.perf_counter() - began
+        return logits
+
+    def _run(
+        self, session: ort.InferenceSession, feed: dict[str, npt.NDArray[np.generic]]
+    ) -> npt.NDArray[np.float32]:
         logits: npt.NDArray[np.float32] = session.run([self._output], feed)[0]
         return logits
 

@@ -51,6 +51,12 @@ class Lanes(Generic[T]):
         with self._lock:
             return self._waiting()
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs or waits."""
+        with self._lock:
+            return not self.running and not self._queues
+
     def add(self, lane: Lane, entries: Sequence[Entry[T]]) -> None:
         """Let entries wait."""
         with self._lock:

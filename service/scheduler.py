@@ -2,7 +2,8 @@
 
 A request takes a place before its body is read, so that memory is bounded by places x body limit. What it wants run
 waits in the queue of a form (one graph of one model); when a thread is free, the queue whose first entry waited
-longest gives it one run's worth of entries, of any callers. The event loop never waits for a model.
+longest gives it one run's worth of entries, of any callers. The event loop waits for a model only where a thread
+would take as long to wake: for a lone request whose run is short.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from augserve.service.deadlines import Deadline, Deadlines
 from augserve.service.forms import Form
 from augserve.service.isolation import Piece, merge
 from augserve.service.lanes import Lane, Lanes, Run
+
+AT_ONCE_S = 1e-3  # a run as short as this one may hold the event loop, as reading a body may
 
 T = TypeVar("T")
 Logits = npt.NDArray[np.float32]
@@ -161,9 +164,13 @@ class Scheduler:
             DeadlineError: it had not.
             Exception: whatever the model raises for this request alone.
         """
+        here = self._may_run_here(form, pieces)
+        if here:
+            await asyncio.sleep(0)  # whoever has come meanwhile takes a place
+            here = self._may_run_here(form, pieces)
         request = _Request(form, pieces, caller)
         self.lanes.add(request.lane, request.entries)
-        self._dispatch()
+        self._dispatch(here=here)
         token = self.deadlines.watch(deadline, lambda: self._expire(request, deadline))
         try:
             await request.done
@@ -186,8 +193,17 @@ class Scheduler:
         if not request.began and not request.done.done():
             request.done.set_exception(deadline.error("its run had not begun"))
 
-    def _dispatch(self) -> None:
-        """Start runs as long as there are free threads and queues that may run; on the event loop."""
+    def _may_run_here(self, form: Form, pieces: Sequence[Piece]) -> bool:
+        """Whether nobody but this request is there, and its run too short to wake a thread for it."""
+        rows = sum(len(piece.ids) for piece in pieces)
+        return self.taken <= 1 and self.lanes.idle and form.seconds_of(rows) <= AT_ONCE_S
+
+    def _dispatch(self, *, here: bool = False) -> None:
+        """Start runs as long as there are free threads and queues that may run; on the event loop.
+
+        Args:
+            here: whether the first of them is done at once, in this thread.
+        """
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -196,7 +212,11 @@ class Scheduler:
             if not isinstance(run, Run):
                 self._timer = loop.call_later(run, self._dispatch)
                 return
-            self._run_pool.submit(self._work, loop, run)
+            if here:
+                here = False
+                self._finished(run, *self._run(run))
+            else:
+                self._run_pool.submit(self._work, loop, run)
 
     def _next(self) -> Run[_Item] | float | None:
         run = self.lanes.take()
@@ -210,11 +230,15 @@ class Scheduler:
         following: Run[_Item] | float | None = run
         while isinstance(following, Run):
             run = following
-            results = run_together(run.form, [piece for _, _, piece in run.items], alone=run.alone)
-            seconds = time.perf_counter() - run.began
-            self.lanes.end(run)
+            results, seconds = self._run(run)
             following = self._next()
             loop.call_soon_threadsafe(self._finished, run, results, seconds)
+
+    def _run(self, run: Run[_Item]) -> tuple[list[Logits | Exception], float]:
+        results = run_together(run.form, [piece for _, _, piece in run.items], alone=run.alone)
+        seconds = time.perf_counter() - run.began
+        self.lanes.end(run)
+        return results, seconds
 
     def _finished(self, run: Run[_Item], results: list[Logits | Exception], seconds: float) -> None:
         for (request, index, _), result in zip(run.items, results, strict=True):
