@@ -19,6 +19,7 @@ import numpy as np
 from augserve.bench.server_process import HOST, free_port
 
 READY_S, STOP_S = 60.0, 90.0
+FLOOR_S = 20.0  # what requests in progress hold comes and goes; what leaks is in the lowest weight of every while
 
 
 class Weight(NamedTuple):
@@ -30,7 +31,7 @@ class Weight(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """A straight line through the memory of one life: its slope, the slope's standard error, and the end points."""
+    """A straight line through the floors of one life's memory: its slope, the slope's standard error, the ends."""
 
     life: int
     seconds: float
@@ -129,7 +130,9 @@ class Server:
 
 
 def growths(weights: Sequence[Weight], warm_up_s: float) -> list[Growth]:
-    """Return how memory grew in each life after its warm-up, by least squares; lives of few samples are left out.
+    """Return how memory grew in each life after its warm-up; lives of few samples are left out.
+
+    The line is that of least squares through the lowest weight of every FLOOR_S.
 
     Example:
         >>> growths([Weight(0, 60.0 * k, 1000 + 10 * k) for k in range(9)], warm_up_s=0)[0].kib_per_min
@@ -137,7 +140,7 @@ def growths(weights: Sequence[Weight], warm_up_s: float) -> list[Growth]:
     """
     found = []
     for life in sorted({one.life for one in weights}):
-        after = [one for one in weights if one.life == life and one.seconds >= warm_up_s]
+        after = _floors([one for one in weights if one.life == life and one.seconds >= warm_up_s])
         if len(after) < 5:
             continue
         x = np.array([one.seconds / 60 for one in after])
@@ -149,3 +152,13 @@ def growths(weights: Sequence[Weight], warm_up_s: float) -> list[Growth]:
         seconds = after[-1].seconds - after[0].seconds
         found.append(Growth(life, seconds, round(slope, 6), error, after[0].kib / 1024, after[-1].kib / 1024))
     return found
+
+
+def _floors(weights: Sequence[Weight]) -> list[Weight]:
+    """Return the lowest weight of each span of FLOOR_S of a life."""
+    lowest: dict[int, Weight] = {}
+    for one in weights:
+        span = int(one.seconds // FLOOR_S)
+        if span not in lowest or one.kib < lowest[span].kib:
+            lowest[span] = one
+    return list(lowest.values())

@@ -20,6 +20,7 @@ from augserve.runtime import check_rows, rows_with_own_statistics, softmax
 from augserve.service.forms import Form
 from augserve.service.isolation import Groups, Piece, cut, group_rows, merge
 from augserve.service.opening import Opening, open_forms
+from augserve.service.run_size import fitting_rows
 from augserve.service.schemas import Answer, Comparison, Prediction, PredictSettings, Timing, TopClass
 from augserve.statistics import Statistics
 
@@ -108,6 +109,12 @@ class Predictor:
             n = max(*sizes, 2)
             rows = np.zeros((n, *self.manifest.shape), np.float32)
             self.adaptive.run(rows, np.zeros(n, np.int64), np.zeros(n, np.float32))
+
+    def fit_runs(self, limit: int) -> None:
+        """Measure how many rows fill a run beside others, at most `limit`, for each form that has such runs."""
+        for form in {self.adaptive, self.tracked}:
+            if form.merges and form.beside is not None:
+                form.fill = fitting_rows(form, self.manifest, limit)
 
     def predict(self, rows: npt.ArrayLike, settings: PredictSettings | None = None) -> Answer:
         """Predict rows in the calling thread.

@@ -48,6 +48,7 @@ class Form:
         self._output = session.get_outputs()[0].name
         self._on_device = session.get_providers()[0] != CPU
         self._seconds: dict[int, float] = {}  # of the last run alone, by rows
+        self.fill: int | None = None  # rows that fill a run beside others; None leaves it to the settings
 
     def seconds_of(self, rows: int) -> float:
         """Return how long the last run of so many rows took that was alone; inf where there was none."""

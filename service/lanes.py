@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from augserve.service.batching import Entry, FairQueue, when_to_run
@@ -34,10 +34,14 @@ class Lanes(Generic[T]):
         workers: runs in progress at a time.
         max_batch_size: rows that fill a run.
         window_s: the longest wait for more rows while other runs are in progress.
+        lone: whether no other request is on its way; asked when one finds nothing that runs or waits.
     """
 
-    def __init__(self, workers: int, max_batch_size: int, window_s: float) -> None:
+    def __init__(
+        self, workers: int, max_batch_size: int, window_s: float, lone: Callable[[], bool] = lambda: True
+    ) -> None:
         self.running = 0
+        self._lone = lone
         self._workers = workers
         self._limit = max_batch_size
         self._window_s = window_s
@@ -101,12 +105,13 @@ class Lanes(Generic[T]):
         return when_to_run(queue.rows, queue.oldest(), self._most(lane), self._window_s, lane in self._found_idle)
 
     def _most(self, lane: Lane) -> int:
-        return self._limit if lane[0].merges else 1
+        form = lane[0]
+        return (form.fill or self._limit) if form.merges else 1
 
     def _begin(self, lane: Lane, queue: FairQueue[T], now: float) -> Run[T]:
         limit, waiting = self._most(lane), queue.rows
         if lane[0].beside is not None:
-            self._alone = not self.running and self._waiting() == 1
+            self._alone = not self.running and self._waiting() == 1 and self._lone()
             limit = min(limit, -(-(waiting + self._rows) // self._workers))  # runs side by side are of a size
         items = queue.take(limit)
         rows = waiting - queue.rows

@@ -195,6 +195,8 @@ class Service:
             fall_back=settings.provider_fallback,
         )
         predictor.warm_up(settings.warmup_rows())
+        if settings.preferred_batch_size is None:
+            predictor.fit_runs(settings.rows_of_a_run())
         return predictor
 
     def _changed(self, name: str, version: str, serves: bool) -> None:

@@ -105,7 +105,7 @@ class Scheduler:
         self.deadlines = Deadlines()
         self.places = workers + queue_limit
         self.taken = 0
-        self.lanes: Lanes[_Item] = Lanes(workers, max_batch_size, batch_timeout_s)
+        self.lanes: Lanes[_Item] = Lanes(workers, max_batch_size, batch_timeout_s, lambda: self.taken <= 1)
         self._report = report
         self._queue_limit = queue_limit
         self._timer: asyncio.TimerHandle | None = None

@@ -11,6 +11,7 @@ import gc
 import math
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -25,6 +26,7 @@ from augserve.service.settings import Settings
 from augserve.service.transport import GatheringProtocol
 
 DRAIN_MARGIN_S = 30
+SWITCH_S = 1e-5  # for which a thread that has run waits before the event loop hands it Python: see ADR 0011
 KEEP_ALIVE_S = 75  # longer than load balancers keep a connection: they close it, not we under their request
 
 
@@ -53,6 +55,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
         _allow_connections()
         gc.collect()
         gc.freeze()  # what is there now stays: collections need not look at it under load
+        sys.setswitchinterval(SWITCH_S)
         config = uvicorn.Config(
             app,
             http=GatheringProtocol,

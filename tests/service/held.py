@@ -32,6 +32,7 @@ class FakeForm(Form):
         self.model = name
         self.merges = merges
         self.beside = None
+        self.fill = None
         self.on_run = on_run
         self.takes_s = math.inf
         self.runs: list[list[float]] = []

@@ -49,7 +49,7 @@ def test_what_lies_between_blocks_in_use_goes_back_and_those_stay() -> None:
 class _Zeros:
     """A form of a model that answers 0."""
 
-    merges, model, beside = True, "zeros", None
+    merges, model, beside, fill = True, "zeros", None, None
 
     def seconds_of(self, rows: int) -> float:
         return 1.0

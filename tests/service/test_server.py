@@ -27,6 +27,7 @@ def held(form, pieces, **how):
     sys.stdin.readline()
     return run(form, pieces, **how)
 scheduler.run_together = held
+scheduler.AT_ONCE_S = 0  # in a thread: it takes its time
 serve(read_settings(model=sys.argv[1], port=0, threads=1), on_ready=lambda url: print(url, flush=True))
 print("drained", flush=True)
 """

@@ -66,7 +66,8 @@ def test_an_answer_of_other_rows_matches_no_file(files: list[Path]) -> None:
 
 
 def test_growth_is_the_slope_of_each_life_after_its_warm_up() -> None:
-    noise = np.random.default_rng(0).normal(0, 50, 200)
+    random = np.random.default_rng(0)
+    noise = random.normal(0, 50, 200) + random.exponential(2e4, 200) * (random.random(200) < 0.5)  # requests
     flat = [Weight(0, 2.0 * k, round(90_000 + noise[k] + (5e4 if k < 30 else 0))) for k in range(200)]
     grows = [Weight(1, 2.0 * k, round(90_000 + noise[k] + 300 * 2 * k / 60)) for k in range(200)]
     first, second = growths([*flat, *grows, Weight(2, 70.0, 1)], warm_up_s=60)

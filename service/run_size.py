@@ -1,0 +1,56 @@
+"""How many rows fill a run of two side by side: the fewest of which a row costs as little as of more.
+
+Short runs keep the threads that run and the event loop, which reads and answers, evenly busy; but a network of
+large weights reads them anew in every run. Which of the two counts, the network and the processor know: it is
+measured when a model is loaded.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from augserve.manifest import Manifest
+from augserve.service.forms import Form
+
+LEAST = 4  # below it, what a run costs beside the model shows
+GAIN = 0.05  # of a row's time, for which twice as many rows are taken
+LONGEST_S = 0.1  # measuring longer runs would delay the start
+ROUNDS, ENOUGH_S = 5, 0.2  # of measuring two sizes
+
+
+def fitting_rows(form: Form, manifest: Manifest, limit: int) -> int:
+    """Return the rows that fill a run of the form beside another.
+
+    Args:
+        form: a form that takes rows of several requests in a run, and that has run a row alone.
+        manifest: the shape of a row.
+        limit: the most rows of a run.
+
+    Returns:
+        LEAST times a power of two, at most `limit`; the limit where runs take long.
+
+    Example:
+        >>> fitting_rows(predictor.tracked, predictor.manifest, 64)  # doctest: +SKIP
+        4
+    """
+    if LEAST * form.seconds_of(1) > LONGEST_S:
+        return limit
+    rows = LEAST
+    while 2 * rows <= limit and _gains(form, manifest, rows):
+        rows *= 2
+    return min(rows, limit)
+
+
+def _gains(form: Form, manifest: Manifest, n: int) -> bool:
+    """Whether a row costs less in runs of 2 n rows than in runs of n, by the shortest of each."""
+    rows = np.random.default_rng(0).normal(size=(2 * n, *manifest.shape)).astype(np.float32)
+    times: dict[int, list[float]] = {n: [], 2 * n: []}
+    began = time.perf_counter()
+    while len(times[n]) < ROUNDS and time.perf_counter() < began + ENOUGH_S:
+        for size, taken in times.items():
+            start = time.perf_counter()
+            form.run(rows[:size], np.zeros(size, np.int64), np.zeros(size, np.float32), alone=False)
+            taken.append(time.perf_counter() - start)
+    return min(times[2 * n]) < 2 * (1 - GAIN) * min(times[n])
