@@ -15,9 +15,9 @@ from augserve.manifest import Manifest
 from augserve.service.forms import Form
 
 LEAST = 4  # below it, what a run costs beside the model shows
-GAIN = 0.05  # of a row's time, for which twice as many rows are taken
-LONGEST_S = 0.1  # measuring longer runs would delay the start
-ROUNDS, ENOUGH_S = 5, 0.2  # of measuring two sizes
+GAIN = 0.02  # of a row's time, for which twice as many rows are taken
+LONG_S = 0.01  # beside runs as long as this the event loop does little: their size is left to what waits
+ROUNDS, ENOUGH_S = 5, 0.1  # of measuring two sizes
 
 
 def fitting_rows(form: Form, manifest: Manifest, limit: int) -> int:
@@ -29,13 +29,13 @@ def fitting_rows(form: Form, manifest: Manifest, limit: int) -> int:
         limit: the most rows of a run.
 
     Returns:
-        LEAST times a power of two, at most `limit`; the limit where runs take long.
+        LEAST times a power of two, at most `limit`; the limit where runs take long anyway.
 
     Example:
         >>> fitting_rows(predictor.tracked, predictor.manifest, 64)  # doctest: +SKIP
         4
     """
-    if LEAST * form.seconds_of(1) > LONGEST_S:
+    if LEAST * form.seconds_of(1) > LONG_S:
         return limit
     rows = LEAST
     while 2 * rows <= limit and _gains(form, manifest, rows):
