@@ -4,7 +4,7 @@
     python -m benchmarks.soak                               30 minutes on resnet20 (needs the train extra)
     python -m benchmarks.soak --minutes 6 a.onnx b.onnx     on two files that take rows of one shape, in turn
 
-It starts `augserve serve FOLDER --threads 1` on a free loopback port, measures how many requests a second a closed
+It starts `augserve serve FOLDER` on a free loopback port, measures how many requests a second a closed
 loop of callers gets answered, and offers 80% of that in an open loop. Meanwhile the file is replaced by the other
 one, and the server ended by SIGTERM and started again, a few times in the first half: the second half is one life,
 whose memory is weighed. Beside the good requests come aborted uploads, bodies that are malformed or too large, slow

@@ -57,7 +57,7 @@ class Server:
         self.bad_ends: list[str] = []
         self.weights: list[Weight] = []
         self._log = log
-        self._command = [sys.executable, "-m", "augserve", "serve", str(folder), "--threads", "1", "--host", HOST]
+        self._command = [sys.executable, "-m", "augserve", "serve", str(folder), "--host", HOST]
         self._command += ["--port", str(self.port)]
         given = {f"AUGSERVE_{name.upper()}": str(value) for name, value in settings.items()}
         self._environment = {**os.environ, "OMP_NUM_THREADS": "1", **given}

@@ -55,7 +55,6 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
         _allow_connections()
         gc.collect()
         gc.freeze()  # what is there now stays: collections need not look at it under load
-        sys.setswitchinterval(SWITCH_S)
         config = uvicorn.Config(
             app,
             http=GatheringProtocol,
@@ -66,7 +65,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=math.ceil(settings.request_timeout_s) + DRAIN_MARGIN_S,
         )
-        with access_log(settings.access_log):
+        with access_log(settings.access_log), _switching(SWITCH_S):
             _Server(config, service, on_ready).run(sockets=[listener])
 
 
@@ -122,6 +121,17 @@ def _allow_connections() -> None:
 
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@contextlib.contextmanager
+def _switching(seconds: float) -> Iterator[None]:
+    """Change for how long a thread waits for Python before it asks for it, in all of the process."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(seconds)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _url(listener: socket.socket) -> str:
