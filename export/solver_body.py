@@ -2,8 +2,8 @@
 
 The iteration is that of augserve.norms.median.solve, with the same test for the end, in fewer operations: each of
 them is a node, which takes time to load and to run. States are (G, B, 1), in units of the values; z (N, B, L) are
-the values about their group's mean. A group's channel that has stopped goes on at NaN, which moves neither end of
-its bracket; its estimate is kept.
+the values about their group's mean, and a group's sums are those of its rows' means. A group's channel that has
+stopped is looked at again where it stopped, which gives the same bracket and the same estimate.
 
 The push past the root does not grow, and it is the bracket's width that tells when to bisect, not passes without
 progress. That takes as many passes as the torch solver for phi = 1.5, and up to a third more for phi below 1.25.
@@ -14,7 +14,7 @@ The text uses what `operators` and `statistics_body.VARIANCE` define, and define
 from __future__ import annotations
 
 from augserve.export.statistics_body import ABOUT_CENTER, VARIANCE, extremes
-from augserve.norms.median.solve import INITIAL_BRACKET, PADDING
+from augserve.norms.median.solve import INITIAL_BRACKET, MEAN_SQUARE, PADDING
 
 ROOT = 1.5  # the exponent whose weights are one over a root
 SPARE = 3  # passes beyond those that halving alone would take
@@ -24,12 +24,11 @@ _CONSTANTS = f"""
   max_steps = Constant <value_int: int = @max_steps> ()
   tiny = Constant <value = float {{1e-30}}> ()
   half = Constant <value = float {{0.5}}> ()
-  nan = Constant <value_float = nan> ()
-  all_running = Constant <value = bool[1, 1, 1] {{1}}> ()
   bound = Constant <value = float {{{INITIAL_BRACKET}}}> ()
   padding_of_tolerance = Constant <value = float {{{PADDING}}}> ()
   spare = Constant <value = float {{{2.0**SPARE}}}> ()
   twice_spare = Constant <value = float {{{2.0 * 2.0**SPARE}}}> ()
+  largest_d = Constant <value = float {{{MEAN_SQUARE**0.5}}}> ()
 """
 
 _ONE_PHI = """
@@ -46,34 +45,29 @@ _BLOCK_OF_PHI = """
 
 # `room` halves with every pass, and a bracket that is wider is bisected. Halving alone takes 17.6 passes from the
 # first bracket to the tolerance for phi < 2, and 27 where values reach 360 std; SPARE more are Newton's.
-# Where all values are equal, the first pass below 2 finds no step; above 2 it finds 0 / 0, and must not count.
 _SOLVER = """
       std = Sqrt (var)
       tolerance = Mul (rtol, std)
       padding = Mul (padding_of_tolerance, tolerance)
 {bracket}
-      at_end, lower_end, upper_end, estimate_end, room_end, running_end = Loop (
-          max_steps, going, zeros, low, high, zeros, room_0, {running}) <
+      at_end, lower_end, upper_end, estimate_end, room_end = Loop (
+          max_steps, going, zeros, low, high, zeros, room_0) <
         body = one_pass (int64 taken, bool going_on, float[?, ?, ?] at, float[?, ?, ?] lower,
-            float[?, ?, ?] upper, float[?, ?, ?] estimate, float[?, ?, ?] room, bool[?, ?, ?] running)
+            float[?, ?, ?] upper, float[?, ?, ?] estimate, float[?, ?, ?] room)
           => (bool go_on, float[?, ?, ?] next_at, float[?, ?, ?] new_lower, float[?, ?, ?] new_upper,
-            float[?, ?, ?] new_estimate, float[?, ?, ?] less_room, bool[?, ?, ?] still_running)
+            float[?, ?, ?] new_estimate, float[?, ?, ?] less_room)
         {{
           at_of_row = Gather <axis = 0> (at, group)
           d = Sub (at_of_row, z)
           a = Abs (d)
 {evaluate}
-          newton = Sub (at, new_step)
-          new_estimate = Where (running, newton, estimate)
-          not_above = LessOrEqual (g, zero)
-          not_below = GreaterOrEqual (g, zero)
-          new_lower = Where (not_above, at, lower)
-          new_upper = Where (not_below, at, upper)
-          gap = Sub (new_upper, new_lower)
-          still_running = Greater (gap, tolerance)
+          new_estimate = Sub (at, new_step)
           sign = Sign (g)
           push = Mul (sign, padding)
-          pushed = Sub (newton, push)
+{ends}
+          gap = Sub (new_upper, new_lower)
+          still_running = Greater (gap, tolerance)
+          pushed = Sub (new_estimate, push)
           above = Greater (pushed, new_lower)
           below = Less (pushed, new_upper)
           inside = And (above, below)
@@ -83,7 +77,7 @@ _SOLVER = """
           ends = Add (new_lower, new_upper)
           middle = Mul (ends, half)
           next = Where (by_newton, pushed, middle)
-          next_at = Where (still_running, next, nan)
+          next_at = Where (still_running, next, at)
           busy = Cast <to = 1> (still_running)
           busiest = ReduceMax <keepdims = 0> (busy)
           go_on = Cast <to = 9> (busiest)
@@ -103,9 +97,38 @@ _BRACKET_ABOVE_2 = (
     + """
       gap_0 = Sub (high, low)
       room_0 = Mul (spare, gap_0)
-      running_0 = Greater (gap_0, tolerance)
 """
 )
+
+# The least slope of the residual, p count (std largest_d)^(p - 1), and with it the ends that a pass finds.
+_LEAST = """
+      farthest = Mul (std, largest_d)
+{power}
+      p_count = Mul ({p}, count)
+      least = Mul (p_count, least_w)
+"""
+_LEAST_POWER = """
+      farthest_log = Log (farthest)
+      least_log = Mul (farthest_log, p_less)
+      least_w = Exp (least_log)
+"""
+_LEAST_ROOT = """
+      farthest_root = Sqrt (farthest)
+      least_w = Reciprocal (farthest_root)
+"""
+_ENDS = """
+          not_above = LessOrEqual (g, zero)
+          not_below = GreaterOrEqual (g, zero)
+          new_lower = Where (not_above, at, {lower})
+          new_upper = Where (not_below, at, {upper})
+"""
+_ENDS_BELOW_2 = """
+          distance = Div (g, least)
+          not_beyond = Add (distance, push)
+          beyond = Sub (at, not_beyond)
+          within_lower = Max (lower, beyond)
+          within_upper = Min (upper, beyond)
+""" + _ENDS.format(lower="within_lower", upper="within_upper")
 
 _WEIGHTS = """
           a_log = Log (a_safe)
@@ -121,8 +144,8 @@ _EVALUATE_BELOW_2 = """
           a_safe = Max (a, tiny)
 {weights}
           wd = Mul (w, d)
-          row_w = ReduceSum (w, two_1)
-          row_g = ReduceSum (wd, two_1)
+          row_w = ReduceMean (w, two_1)
+          row_g = ReduceMean (wd, two_1)
           sum_w = ScatterElements <axis = 0, reduction = "add"> (zeros, index, row_w)
           g = ScatterElements <axis = 0, reduction = "add"> (zeros, index, row_g)
           slope = Mul ({p}, sum_w)
@@ -159,7 +182,7 @@ _EVALUATE_ABOVE_2 = (
     """
           reach_low = Sub (at, low)
           reach_high = Sub (high, at)
-          reach = Max (reach_low, reach_high)
+          reach = Max (reach_low, reach_high, tiny)
           reach_of_row = Gather <axis = 0> (reach, group)
           a_share = Div (a, reach_of_row)
           a_safe = Max (a_share, tiny)
@@ -188,8 +211,10 @@ def below_2(root: bool = False) -> tuple[str, str]:
 
     With `root` they are for phi = ROOT alone.
     """
-    evaluate = _EVALUATE_BELOW_2.format(weights=_WEIGHTS_OF_ROOT if root else _WEIGHTS, p="half" if root else "p")
-    solver = _SOLVER.format(bracket=_BRACKET_BELOW_2, evaluate=evaluate, running="all_running")
+    p = "half" if root else "p"
+    evaluate = _EVALUATE_BELOW_2.format(weights=_WEIGHTS_OF_ROOT if root else _WEIGHTS, p=p)
+    bracket = _BRACKET_BELOW_2 + _LEAST.format(power=_LEAST_ROOT if root else _LEAST_POWER, p=p)
+    solver = _SOLVER.format(bracket=bracket, evaluate=evaluate, ends=_ENDS_BELOW_2)
     return _CONSTANTS + ("" if root else _ONE_PHI), VARIANCE + solver + ABOUT_CENTER
 
 
@@ -198,6 +223,7 @@ def above_2(each: bool = False) -> tuple[str, str]:
 
     With `each`, phi is the function's input `exponents` (C), each in (1, inf): h has the same root for any phi.
     """
-    solver = _SOLVER.format(bracket=_BRACKET_ABOVE_2, evaluate=_EVALUATE_ABOVE_2, running="running_0")
+    ends = _ENDS.format(lower="lower", upper="upper")
+    solver = _SOLVER.format(bracket=_BRACKET_ABOVE_2, evaluate=_EVALUATE_ABOVE_2, ends=ends)
     statistics = VARIANCE + (_BLOCK_OF_PHI if each else "") + solver + ABOUT_CENTER
     return _CONSTANTS + (_EACH_PHI if each else _ONE_PHI), statistics

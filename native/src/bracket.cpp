@@ -1,5 +1,5 @@
-// See bracket.hpp. A pass evaluates at y the residual g, whose sign moves one end of the bracket to y, and Newton's
-// estimate; the next y is that estimate pushed past the root by a padding that grows while the sign does not change; a
+// See bracket.hpp. A pass evaluates at y the residual g, whose sign moves one end of the bracket to y and whose size may
+// move the other, and Newton's estimate; the next y is that estimate pushed past the root by a padding that grows while the sign does not change; a
 // bisection follows where Newton leaves the bracket, where three passes brought no progress, or where only bisections
 // can still meet max_steps. The constants are those of augserve/norms/median/solve.py.
 
@@ -12,7 +12,7 @@
 namespace augserve {
 namespace {
 
-constexpr double PADDING = 0.4, PADDING_GROWTH = 4.0, NEAR_RATIO = 1.0 / 16, STEP_RATIO = 0.25, PATIENCE = 3;
+constexpr double PADDING = 0.2, PADDING_GROWTH = 4.0, NEAR_RATIO = 1.0 / 16, STEP_RATIO = 0.25, PATIENCE = 3;
 
 }  // namespace
 
@@ -22,8 +22,9 @@ void Brackets::advance(Lane &ended, double last_call) {
     for (std::size_t k = 0; k < LANES; k++) {
         const double at = y_[k], root = estimate_[k], from = lower_[k], to = upper_[k], past = last_step_[k];
         const double narrow = padding_[k], wide = narrow * PADDING_GROWTH, then = width_then_[k], more = stalled_[k] + 1;
-        const double left = g_[k] <= 0 ? at : from, right = g_[k] >= 0 ? at : to;
         const double side = double(g_[k] > 0) - double(g_[k] < 0);
+        const double beyond = at - side * (std::fabs(g_[k]) / least_slope_[k] + PADDING * rtol_);
+        const double left = g_[k] <= 0 ? at : std::max(from, beyond), right = g_[k] >= 0 ? at : std::min(to, beyond);
         const double width = right - left, step = std::fabs(at - root);
         const double kept = step <= NEAR_RATIO * past ? narrow : wide;
         const double pad = side == sign_[k] ? kept : PADDING * rtol_;
@@ -46,9 +47,10 @@ void Brackets::advance(Lane &ended, double last_call) {
     }
 }
 
-void Brackets::begin(std::size_t lane, double lower, double upper, double first) {
+void Brackets::begin(std::size_t lane, double lower, double upper, double first, double least_slope) {
     lower_[lane] = lower;
     upper_[lane] = upper;
+    least_slope_[lane] = least_slope;
     y_[lane] = double(float(first));
     padding_[lane] = PADDING * rtol_;
     last_step_[lane] = std::numeric_limits<double>::infinity();

@@ -25,8 +25,8 @@ public:
 
     Brackets(double rtol, std::int64_t max_steps) : rtol_(rtol), max_steps_(max_steps) {}
 
-    // The root is within (lower, upper); the first pass is at `first`.
-    void begin(std::size_t lane, double lower, double upper, double first);
+    // The root is within (lower, upper), where g has at least `least_slope` (0: unknown); the first pass is at `first`.
+    void begin(std::size_t lane, double lower, double upper, double first, double least_slope);
 
     bool running() const { return running_ != 0; }
     bool running(std::size_t lane) const { return (running_ >> lane) & 1u; }
@@ -50,7 +50,7 @@ private:
     double rtol_;
     std::int64_t max_steps_, passes_ = 0;
     std::uint32_t running_ = 0;
-    Lane y_ = {}, g_ = {}, estimate_ = {}, lower_ = {}, upper_ = {};
+    Lane y_ = {}, g_ = {}, estimate_ = {}, lower_ = {}, upper_ = {}, least_slope_ = {};
     Lane sign_ = {}, padding_ = {}, last_step_ = {}, width_then_ = {}, stalled_ = {};
     Bracket ends_[LANES] = {};
 };

@@ -11,7 +11,7 @@
 namespace augserve {
 namespace {
 
-constexpr double INITIAL_BRACKET = 1.001;
+constexpr double INITIAL_BRACKET = 1.001, MEAN_SQUARE = 1 + INITIAL_BRACKET * INITIAL_BRACKET;
 constexpr double LARGEST_PHI = 1e9;  // beyond it the median is the midrange up to rounding
 constexpr std::size_t FEW = 8;
 constexpr double WORTH_PACKING = 8;  // a copy costs about a pass, and three or more follow
@@ -70,8 +70,9 @@ void Search::begin(double start, Brackets &brackets, std::size_t lane) {
     const double lower = std::max(low_, -bound), upper = std::min(high_, bound), first = standard(start);
     if (phi_ < 2 && count > FEW && found_.zeros >= 2 + count / 256) atom_ = {double(found_.zeros), standard(0), 0.0f};
     choose_table();
+    const double slope = phi_ <= 2 ? (phi_ - 1) * double(count) * std::pow(MEAN_SQUARE, phi_ / 2 - 1) : 0;
     // NaN is in no bracket.
-    brackets.begin(lane, lower, upper, first > lower && first < upper ? first : standard(found_.mean));
+    brackets.begin(lane, lower, upper, first > lower && first < upper ? first : standard(found_.mean), slope);
 }
 
 // Passes over the values without those of the atom, where enough are left out to be worth a copy.

@@ -92,6 +92,30 @@ def test_too_few_steps_give_a_wide_but_certain_bracket() -> None:
     assert ((result.lower <= exact) & (exact <= result.upper)).all()
 
 
+@pytest.mark.parametrize("phi", [1.05, 1.25, 1.5, 1.95])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_every_pass_leaves_the_root_in_the_bracket(phi: float, dtype: torch.dtype) -> None:
+    rounding = 1e-11 if dtype == torch.float64 else 2e-7 / (phi - 1)
+    for case in CASES:
+        for m in (3, 40, 700):
+            x = draw(case, 8, m).to(dtype)
+            exact = torch.tensor([oracles.generalized_median(row.double().numpy(), phi) for row in x])
+            slack = rounding * x.double().std(dim=1, correction=0) + 1e-6 * (case == "constant")
+            for steps in range(1, 7):
+                result = generalized_median(x, phi, dim=1, max_steps=steps, rtol=1e-5)
+                assert (result.lower.double() <= exact + slack).all(), (case, m, steps)
+                assert (result.upper.double() >= exact - slack).all(), (case, m, steps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_a_pass_at_the_root_closes_the_bracket_by_itself(dtype: torch.dtype) -> None:
+    x = draw("normal", 8, 4096).to(dtype)
+    exact = torch.tensor([oracles.generalized_median(row.double().numpy(), 1.5) for row in x], dtype=dtype)
+    result = generalized_median(x, 1.5, dim=1, start=exact, rtol=1e-5)
+    assert int(result.num_steps.max()) == 1
+    assert (result.status == Status.CONVERGED).all()
+
+
 values = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40)
 
 

@@ -24,6 +24,7 @@ NEAR_RATIO = constant(solve.NEAR_RATIO)
 STEP_RATIO = constant(solve.STEP_RATIO)
 PATIENCE = constant(float(solve.PATIENCE))
 INITIAL_BRACKET = constant(solve.INITIAL_BRACKET)
+MEAN_SQUARE = constant(solve.MEAN_SQUARE)
 NEAREST = constant(1e-30)  # distance that a value at y is taken to have
 TINY = constant(1.1754943508222875e-38)
 LARGEST = constant(3.4028234663852886e38)
@@ -92,7 +93,7 @@ def pass_sums(  # type: ignore[no-untyped-def]
 
 @jit
 def residual(sums, state, phi, PHI: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Return (g, step): a number with the sign of the residual at y, and Newton's step."""
+    """Return (g, step): the residual at y, for phi > 2 a number of its sign, and Newton's step."""
     p = phi - 1
     if PHI == ANY:
         left_w, left, right, right_w = sums
@@ -103,12 +104,18 @@ def residual(sums, state, phi, PHI: tl.constexpr):  # type: ignore[no-untyped-de
         slope = power(left_p, 1 / p - 1) * left_w + power(right_p, 1 / p - 1) * right_w
         flat = p <= 1
         difference = left - right
-        g = tl.where(flat, difference, h)
+        g = tl.where(flat, difference * power(reach, p), h)
         step = tl.where(flat, difference / (p * (left_w + right_w)), h / slope) * reach
     else:
         g = sums[1]
         step = g / (p * sums[0])
     return g, step
+
+
+@jit
+def least_slope(phi, values):  # type: ignore[no-untyped-def]
+    """Return the least slope of the residual in the first bracket, 0 where it is unknown, for phi > 2."""
+    return tl.where(phi <= 2, (phi - 1) * values * power(tl.zeros_like(phi) + MEAN_SQUARE, phi / 2 - 1), 0.0)
 
 
 @jit
@@ -146,13 +153,14 @@ def is_running(state, rtol, max_steps):  # type: ignore[no-untyped-def]
 
 
 @jit
-def advance(state, g, step, rtol, max_steps):  # type: ignore[no-untyped-def]
-    """Return the state after a pass that found g and Newton's step at y; channels that have stopped stay."""
+def advance(state, g, step, least, rtol, max_steps):  # type: ignore[no-untyped-def]
+    """Return the state after a pass that found g, of slope `least`, and Newton's step at y; who has stopped stays."""
     y, lower, upper, estimate, sign, padding, last_step, last_width, stalled, steps, low, high = state
     moves = is_running(state, rtol, max_steps)
-    new_lower = tl.where(g <= 0, y, lower)
-    new_upper = tl.where(g >= 0, y, upper)
     new_sign = tl.where(g > 0, 1.0, tl.where(g < 0, -1.0, 0.0))
+    distance = tl.where(least > 0, tl.abs(g) / tl.where(least > 0, least, 1.0), float("inf")) + rtol * PADDING
+    new_lower = tl.where(g <= 0, y, tl.maximum(lower, y - distance))
+    new_upper = tl.where(g >= 0, y, tl.minimum(upper, y + distance))
     kept = tl.where(tl.abs(step) <= last_step * NEAR_RATIO, padding, padding * PADDING_GROWTH)
     new_padding = tl.where(new_sign == sign, kept, rtol * PADDING)
     width = new_upper - new_lower
@@ -181,7 +189,7 @@ def advance(state, g, step, rtol, max_steps):  # type: ignore[no-untyped-def]
 
 @jit
 def iterate(  # type: ignore[no-untyped-def]
-    where, kept, state, frame, phi, first, last, stride, rtol, max_steps,
+    where, kept, state, frame, phi, first, last, stride, values, rtol, max_steps,
     PHI: tl.constexpr, RESIDENT: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Return the state once every channel of this program has stopped."""
@@ -189,6 +197,6 @@ def iterate(  # type: ignore[no-untyped-def]
     while running > 0:
         sums = pass_sums(where, kept, state, frame, phi, first, last, stride, PHI, RESIDENT, BN, BL, BC)
         g, step = residual(sums, state, phi, PHI)
-        state = advance(state, g, step, rtol, max_steps)
+        state = advance(state, g, step, least_slope(phi, values), rtol, max_steps)
         running = tl.max(is_running(state, rtol, max_steps).to(tl.int32), 0)
     return state

@@ -52,6 +52,7 @@ def sample_sets(  # type: ignore[no-untyped-def]
             stride // 2,
             read,
             stride,
+            0,  # how many values a sample has is not known
             SAMPLE_RTOL,
             SAMPLE_STEPS,
             PHI,
@@ -119,7 +120,7 @@ def newton_pass(  # type: ignore[no-untyped-def]
         )
     else:
         state, moments, again = after_pass(
-            memory, partial, sets, splits, at, used, count, phi, rtol, max_steps, PHI, SP
+            memory, partial, sets, splits, at, used, count, phi, values, rtol, max_steps, PHI, SP
         )
     if split == 0:
         write_state(next_memory, sets, at, used, state, moments, again)

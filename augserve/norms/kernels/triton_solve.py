@@ -83,7 +83,7 @@ def solve_sets(  # type: ignore[no-untyped-def]
             )
         else:
             state, moments, again = after_pass(
-                memory, partial, sets, splits, at, used, count, phi, rtol, max_steps, PHI, SP
+                memory, partial, sets, splits, at, used, count, phi, values, rtol, max_steps, PHI, SP
             )
         redo = tl.where(tl.max(again, 0) > 0, read, 0)
         own, _ = own_moments(where, kept, 0, redo, 1, values, RESIDENT, False, BN, BL, BC)
@@ -92,7 +92,9 @@ def solve_sets(  # type: ignore[no-untyped-def]
         state = choose(again > 0, initial_state(low, high, offset, phi, offset, rtol), state)
     if PHI != MEAN:
         limit_steps = tl.where((tracked == 1) | (values <= 2), 0, max_steps)
-        state = iterate(where, kept, state, frame, phi, 0, read, 1, rtol, limit_steps, PHI, RESIDENT, BN, BL, BC)
+        state = iterate(
+            where, kept, state, frame, phi, 0, read, 1, values, rtol, limit_steps, PHI, RESIDENT, BN, BL, BC
+        )
     center, spread = write_statistics(statistics, sets, at, used, state, moments, values, rtol, KIND, PHI)
     if y is not None:
         center, factor, shift = coefficients(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from augserve.norms.kernels.triton_api import jit, tl
 from augserve.norms.kernels.triton_moments import frame_of, from_sums
-from augserve.norms.kernels.triton_newton import ANY, MEAN, advance, initial_state, residual
+from augserve.norms.kernels.triton_newton import ANY, MEAN, advance, initial_state, least_slope, power, residual
 
 STATE_FIELDS = 19
 PARTIAL_FIELDS = 6
@@ -96,8 +96,10 @@ def after_moments(  # type: ignore[no-untyped-def]
     if (PHI != MEAN) & (PHI != ANY):
         total = summed(partial, 4, sets, splits, at, used, count, SP).to(tl.float32)
         g = summed(partial, 5, sets, splits, at, used, count, SP).to(tl.float32)
-        step = g / ((phi - 1) * tl.where(total > 0, total, 1.0)) * (frame[2] / inverse)
-        state = choose(state[0] == point, advance(state, g, step, rtol, max_steps), state)
+        unit = (frame[2] / inverse).to(tl.float32)
+        step = g / ((phi - 1) * tl.where(total > 0, total, 1.0)) * unit
+        moved = advance(state, g * power(unit, phi - 1), step, least_slope(phi, values), rtol, max_steps)
+        state = choose(state[0] == point, moved, state)
     halted = tl.where(again > 0, state[1], state[2])  # a bracket of width 0: passes leave it alone
     y, lower, _, estimate, sign, padding, step, width, stalled, steps, low, high = state
     state = (y, lower, halted, estimate, sign, padding, step, width, stalled, steps, low, high)
@@ -106,7 +108,7 @@ def after_moments(  # type: ignore[no-untyped-def]
 
 @jit
 def after_pass(  # type: ignore[no-untyped-def]
-    memory, partial, sets, splits, at, used, count, phi, rtol, max_steps, PHI: tl.constexpr, SP: tl.constexpr
+    memory, partial, sets, splits, at, used, count, phi, values, rtol, max_steps, PHI: tl.constexpr, SP: tl.constexpr
 ):
     """Return (state, moments, again) after a pass of the solver: what was in memory, moved by the pass's sums."""
     state, moments, again = read_state(memory, sets, at, used)
@@ -117,7 +119,7 @@ def after_pass(  # type: ignore[no-untyped-def]
         summed(partial, 3, sets, splits, at, used, count, SP).to(tl.float32),
     )
     g, step = residual(sums, state, phi, PHI)
-    return advance(state, g, step, rtol, max_steps), moments, again
+    return advance(state, g, step, least_slope(phi, values), rtol, max_steps), moments, again
 
 
 @jit

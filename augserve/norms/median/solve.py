@@ -1,15 +1,18 @@
 """The certified solver: a bracketed Newton iteration for many sets of values at once.
 
 Each pass evaluates at y the residual g, whose sign moves one end of the bracket [lower, upper] to y, and Newton's
-step. The next y is Newton's estimate, pushed past the root by a small padding so that the other end moves too;
-the padding grows while the sign does not change. A set bisects when Newton leaves the bracket, when three passes
-brought neither half a bracket nor a quarter of a step, or when only bisection can still meet max_steps. It stops
-when upper - lower <= rtol * std: that bracket is the certificate. A set that has stopped is not touched again.
+step. For phi < 2 the size of g moves the other end: its slope is at least `least_slope` wherever the root can be, so
+that the root is no farther from y than |g| / least_slope. The next y is Newton's estimate, pushed past the root by a
+small padding, since rounding must not tell on which side y lies; the padding grows while the sign does not change. A
+set bisects when Newton leaves the bracket, when three passes brought neither half a bracket nor a quarter of a step,
+or when only bisection can still meet max_steps. It stops when upper - lower <= rtol * std: that bracket is the
+certificate. A set that has stopped is not touched again.
 
 Work is done on z = (x - mean) / std, where the root lies in [-1, 1] for phi <= 2 because |mu - mean| <= std, and
 in [min, max] for any phi. z comes from values scaled by a power of two, so that no finite data overflow.
 
-For phi <= 2: w = |d|^(phi-2), d = y - z, g = sum w d, step = g / ((phi - 1) sum w). For phi > 2, with p = phi - 1,
+For phi <= 2: w = |d|^(phi-2), d = y - z, g = sum w d, step = g / ((phi - 1) sum w). That slope is least where all
+|d| are alike (Jensen's inequality, w being convex in d^2): the mean of d^2 is 1 + y^2. For phi > 2, with p = phi - 1,
 the same root is that of h(y) = (sum_{d>0} d^p)^(1/p) - (sum_{d<0} |d|^p)^(1/p), which is nearly linear far away.
 """
 
@@ -29,13 +32,14 @@ from augserve.norms.median.result import MedianResult, Status
 from augserve.norms.median.values import Values
 
 # Constants of the iteration; augserve.export writes the same ones into files.
-PADDING = 0.4  # of rtol, the first push past the root
+PADDING = 0.2  # of rtol, the first push past the root, and what rounding of |g| / least_slope is allowed
 PADDING_GROWTH = 4.0  # where the sign stays and Newton is not near
 NEAR_RATIO = 1 / 16  # a step this much shorter than the last one: its estimate is as good as the root
 STEP_RATIO = 0.25  # a step this much shorter than the last one is progress
 PATIENCE = 3  # passes without progress before a bisection
 OUT_OF_RANGE = "every phi must lie in [1, inf]: 1 median, 2 mean, inf midrange; got another"
 INITIAL_BRACKET = 1.001  # of std, for phi <= 2; the excess covers rounding of mean and std
+MEAN_SQUARE = 1 + INITIAL_BRACKET**2  # the largest mean of d^2 within that bracket
 
 
 class Moments(NamedTuple):
@@ -59,6 +63,7 @@ class _State:
     width: Tensor  # of the bracket when it last halved
     stalled: Tensor  # passes since the last progress
     num_steps: Tensor
+    least_slope: Tensor  # of g, for phi <= 2; 0: unknown
     low: Tensor  # the smallest z
     high: Tensor  # the largest z
     phi: Tensor  # where the sets have exponents of their own, else anything
@@ -132,7 +137,7 @@ def solve(
     if isinstance(phi, Tensor) and isinstance(known, Tensor):
         phi = torch.where(known, 2.0, phi)  # these sets have their answer: let them stop soon
     first = None if start is None else (start * scale - mean) / std
-    state = _iterate(z, _start(*extremes, phi, rtol, first), phi, rtol, max_steps)
+    state = _iterate(z, _start(*extremes, phi, rtol, first, count), phi, rtol, max_steps)
     inside = (state.estimate > state.lower) & (state.estimate < state.upper)
     root = torch.where(inside, state.estimate, (state.lower + state.upper) / 2)
     wide = ~(state.upper - state.lower <= rtol) & ~wrong
@@ -221,13 +226,12 @@ def _iterate(z: Values, start: _State, phi: float | Tensor, rtol: float, max_ste
     return state
 
 
-def _start(low: Tensor, high: Tensor, phi: float | Tensor, rtol: float, start: Tensor | None) -> _State:
-    if isinstance(phi, Tensor):
-        bound = torch.where(phi <= 2, INITIAL_BRACKET, math.inf).to(low.dtype)
-        exponent = phi.expand_as(low).clone()
-    else:
-        bound = torch.full_like(low, INITIAL_BRACKET if phi <= 2 else math.inf)
-        exponent = torch.zeros_like(low)
+def _start(
+    low: Tensor, high: Tensor, phi: float | Tensor, rtol: float, start: Tensor | None, count: int | Tensor
+) -> _State:
+    exponent = phi.expand_as(low).clone() if isinstance(phi, Tensor) else torch.full_like(low, phi)
+    bound = torch.where(exponent <= 2, INITIAL_BRACKET, math.inf).to(low.dtype)
+    slope = (exponent - 1) * count * MEAN_SQUARE ** (exponent / 2 - 1)
     lower, upper = torch.maximum(low, -bound), torch.minimum(high, bound)
     zero = torch.zeros_like(lower)
     y = zero if start is None else torch.where((start > lower) & (start < upper), start, zero)
@@ -242,6 +246,7 @@ def _start(low: Tensor, high: Tensor, phi: float | Tensor, rtol: float, start: T
         width=upper - lower,
         stalled=zero.clone(),
         num_steps=torch.zeros_like(lower, dtype=torch.int64),
+        least_slope=torch.where(exponent <= 2, slope, 0.0).to(low.dtype),
         low=low,
         high=high,
         phi=exponent,
@@ -263,7 +268,7 @@ def _evaluate_up_to_2(z: Values, at: _State, phi: float | Tensor) -> tuple[Tenso
 
 
 def _evaluate_above_2(z: Values, at: _State, phi: float | Tensor) -> tuple[Tensor, Tensor]:
-    """One pass over the data, four sums: a function with the sign of g(y) and Newton's step on it, for any phi."""
+    """One pass over the data, four sums: g(y), for phi > 2 a function of its sign, and Newton's step on it."""
     reach = torch.maximum(at.y - at.low, at.high - at.y)  # the largest |d|, so that no power overflows
     reach = torch.where(reach > 0, reach, 1.0)
     p = at.phi - 1 if isinstance(phi, Tensor) else torch.full_like(reach, phi - 1)
@@ -289,14 +294,16 @@ def _evaluate_above_2(z: Values, at: _State, phi: float | Tensor) -> tuple[Tenso
         return h, step
     g = left - right
     flat = p <= 1
-    return torch.where(flat, g, h), torch.where(flat, g * reach / (p * (left_w + right_w)), step)
+    step = torch.where(flat, g * reach / (p * (left_w + right_w)), step)
+    return torch.where(flat, g * reach**p, h), step
 
 
 def _advance(state: _State, g: Tensor, step: Tensor, rtol: float, passes_left: int) -> _State:
     """The state after one pass that found g and Newton's step at state.y."""
-    lower = torch.where(g <= 0, state.y, state.lower)
-    upper = torch.where(g >= 0, state.y, state.upper)
     sign = torch.sign(g)
+    beyond = state.y - sign * (g.abs() / state.least_slope + PADDING * rtol)  # the root is on this side of it
+    lower = torch.where(g <= 0, state.y, torch.maximum(state.lower, beyond))
+    upper = torch.where(g >= 0, state.y, torch.minimum(state.upper, beyond))
     near = step.abs() <= NEAR_RATIO * state.step
     kept = torch.where(near, state.padding, state.padding * PADDING_GROWTH)
     padding = torch.where(sign == state.sign, kept, PADDING * rtol)
