@@ -116,19 +116,21 @@ _LEAST_ROOT = """
       farthest_root = Sqrt (farthest)
       least_w = Reciprocal (farthest_root)
 """
-_ENDS = """
-          not_above = LessOrEqual (g, zero)
-          not_below = GreaterOrEqual (g, zero)
-          new_lower = Where (not_above, at, {lower})
-          new_upper = Where (not_below, at, {upper})
-"""
 _ENDS_BELOW_2 = """
           distance = Div (g, least)
-          not_beyond = Add (distance, push)
-          beyond = Sub (at, not_beyond)
-          within_lower = Max (lower, beyond)
-          within_upper = Min (upper, beyond)
-""" + _ENDS.format(lower="within_lower", upper="within_upper")
+          reach = Add (distance, push)
+          other_end = Sub (at, reach)
+          left_end = Min (at, other_end)
+          right_end = Max (at, other_end)
+          new_lower = Max (lower, left_end)
+          new_upper = Min (upper, right_end)
+"""
+_ENDS_ABOVE_2 = """
+          not_above = LessOrEqual (g, zero)
+          not_below = GreaterOrEqual (g, zero)
+          new_lower = Where (not_above, at, lower)
+          new_upper = Where (not_below, at, upper)
+"""
 
 _WEIGHTS = """
           a_log = Log (a_safe)
@@ -223,7 +225,6 @@ def above_2(each: bool = False) -> tuple[str, str]:
 
     With `each`, phi is the function's input `exponents` (C), each in (1, inf): h has the same root for any phi.
     """
-    ends = _ENDS.format(lower="lower", upper="upper")
-    solver = _SOLVER.format(bracket=_BRACKET_ABOVE_2, evaluate=_EVALUATE_ABOVE_2, ends=ends)
+    solver = _SOLVER.format(bracket=_BRACKET_ABOVE_2, evaluate=_EVALUATE_ABOVE_2, ends=_ENDS_ABOVE_2)
     statistics = VARIANCE + (_BLOCK_OF_PHI if each else "") + solver + ABOUT_CENTER
     return _CONSTANTS + (_EACH_PHI if each else _ONE_PHI), statistics

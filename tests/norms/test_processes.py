@@ -181,7 +181,9 @@ def test_a_wrong_value_reaches_every_process_in_its_channel_only(wrong: str, see
                 torch.testing.assert_close(step[part][:, [0, 2]], clean[part][:, [0, 2]], rtol=1e-12, atol=1e-12)
             assert step["y"][:, 1].isnan().all(), family
             for buffer in after.keys() - {"num_batches_tracked", "weight", "bias", "phi_logit"}:
-                torch.testing.assert_close(after[buffer][[0, 2]], clean_after[buffer][[0, 2]], rtol=1e-12, atol=1e-12)
+                torch.testing.assert_close(
+                    after[buffer][[0, 2]], clean_after[buffer][[0, 2]], rtol=1e-12, atol=1e-12
+                )
                 assert not after[buffer][1].isfinite(), (family, buffer)
                 assert after[buffer][1].isnan() or wrong != "nan", (family, buffer)
     for family in FAMILIES:
