@@ -38,7 +38,6 @@ def open_session(
     native: Native = "auto",
     library: str | Path | None = None,
     threads: int = 0,
-    yields: bool = False,
 ) -> ort.InferenceSession:
     """Open an exported file.
 
@@ -48,9 +47,7 @@ def open_session(
         native: use of the native operators: "auto" (when there is a library that works, unless AUGSERVE_NATIVE says
             otherwise), "on" (there must be one), "off"; see `kernels_of`.
         library: the native library's file, instead of AUGSERVE_NATIVE_LIBRARY's or the one that was installed.
-        threads: threads inside one operator; 0 leaves it to ONNX Runtime (one a core).
-        yields: whether those threads sleep as soon as a run ends. Else they keep their cores busy for a while: this
-            is good for the next run, and bad for whatever else the process does between two.
+        threads: threads inside one operator; 0 leaves it to ONNX Runtime (one a core). They sleep between runs.
 
     Returns:
         The session; `read_manifest` gives what the file says about itself.
@@ -77,7 +74,7 @@ def open_session(
         raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from None
     check_seal(content, path)
     check_contents(content, path)
-    options = _options(threads, yields)
+    options = _options(threads)
     kernels = register(options, chosen, native, library)
     try:
         session = _started(content, options, chosen, path)
@@ -85,7 +82,7 @@ def open_session(
         if kernels.library is None or CUDA not in chosen or native == "on":
             raise
         # Where the CUDA provider did not start, its operators hide the functions that the CPU could run.
-        session = _started(content, _options(threads, yields), chosen, path)
+        session = _started(content, _options(threads), chosen, path)
         kernels = Kernels(None, f"the session does not start with {kernels.library}; is there a CUDA device?")
     try:
         _check_graph(session, read_manifest(session, path), path)
@@ -95,12 +92,12 @@ def open_session(
     return session
 
 
-def _options(threads: int, yields: bool) -> ort.SessionOptions:
+def _options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised, not printed
     options.intra_op_num_threads = threads
-    if yields:
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Else its threads keep their cores busy for 10 to 50 ms after a run, which other sessions and the process need.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.load_model_format", "ONNX")  # not what the bytes may look like
     # Functions are put into the graph after its first optimizations: loading them takes a fifth less.
     options.add_session_config_entry("session.disable_aot_function_inlining", "1")
@@ -119,7 +116,7 @@ def _started(content: bytes, options: ort.SessionOptions, providers: list[str], 
 
 
 def open_tracked_session(
-    path: str | Path, *, providers: Sequence[str] | None = None, threads: int = 0, yields: bool = False
+    path: str | Path, *, providers: Sequence[str] | None = None, threads: int = 0
 ) -> ort.InferenceSession | None:
     """Open the tracked form of a file that `open_session` takes: input -> logits, norms folded away.
 
@@ -127,14 +124,13 @@ def open_tracked_session(
         path: the .onnx file.
         providers: as for `open_session`.
         threads: as for `open_session`.
-        yields: as for `open_session`.
 
     Returns:
         The session, without a manifest; None where the file has no such form (see `augserve.tracked_form`).
     """
     chosen = list(providers or DEFAULT_PROVIDERS)
     content = tracked_form(Path(path).read_bytes(), cpu=chosen[0] == DEFAULT_PROVIDERS[0])
-    return None if content is None else _started(content, _options(threads, yields), chosen, Path(path))
+    return None if content is None else _started(content, _options(threads), chosen, Path(path))
 
 
 def kernels_of(session: ort.InferenceSession) -> Kernels:

@@ -53,13 +53,13 @@ def open_forms(
     Example:
         >>> adaptive, tracked, manifest = open_forms("model.onnx", "model", Opening())  # doctest: +SKIP
     """
-    session = open_session(path, providers=how.providers, threads=how.threads, yields=True)
+    session = open_session(path, providers=how.providers, threads=how.threads)
     if not fall_back:
         _check_provider(session, how.providers)
     manifest = read_manifest(session, path)
     beside = None
     if how.threads_beside:
-        beside = open_session(path, providers=how.providers, threads=how.threads_beside, yields=True)
+        beside = open_session(path, providers=how.providers, threads=how.threads_beside)
     adaptive = Form(session, name, merges=manifest.mode != "batch", beside=beside)
     try:
         self_check.check_answers(adaptive, manifest)
@@ -83,7 +83,7 @@ def open_forms(
 def _folded(path: str | Path, name: str, how: Opening) -> Form | None:
     """Open the folded form; None where the file has none."""
     sessions = [
-        open_tracked_session(path, providers=how.providers, threads=threads, yields=True)
+        open_tracked_session(path, providers=how.providers, threads=threads)
         for threads in ((how.threads, how.threads_beside) if how.threads_beside else (how.threads,))
     ]
     session, beside = sessions[0], sessions[-1] if how.threads_beside else None
