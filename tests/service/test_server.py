@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -33,8 +35,9 @@ print("drained", flush=True)
 """
 
 LOADING_SERVER = """
-import sys
+import signal, sys
 from augserve.service import server
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 def never(service):
     print("loading", flush=True)
     sys.stdin.readline()
@@ -44,14 +47,20 @@ print("stopped", flush=True)
 """
 
 
-def start(script: str, *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextmanager
+def start(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Run a script, which does not outlive its test."""
+    with subprocess.Popen(
         [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_sigterm_lets_accepted_requests_finish_and_refuses_new_ones(model: Path) -> None:
