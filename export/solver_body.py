@@ -6,7 +6,7 @@ the values about their group's mean, and a group's sums are those of its rows' m
 stopped is looked at again where it stopped, which gives the same bracket and the same estimate.
 
 The push past the root does not grow, and it is the bracket's width that tells when to bisect, not passes without
-progress. That takes as many passes as the torch solver for phi = 1.5, and up to a third more for phi below 1.25.
+progress. That takes as many passes as the torch solver for phi = 1.5, and up to a seventh more for phi = 1.2.
 
 The text uses what `operators` and `statistics_body.VARIANCE` define, and defines center and spread.
 """

@@ -152,7 +152,7 @@ def _race(tasks: dict[str, Callable[[], object]], rows: int, rounds: int) -> lis
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(rounds + 1):
         for name, task in tasks.items():
-            task()  # not counted: the caches are the session's before
+            task()  # not counted: the caches hold what the session before left
             start = time.perf_counter()
             task()
             if turn:

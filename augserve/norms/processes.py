@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,11 +52,17 @@ class Processes(Reduction):
         dims: the dimensions.
         group: of torch.distributed.
         total: values of a set in all processes.
+        rows: the sets whose statistics are wanted, of x (R, m); None: all. Theirs alone are sent, but all are
+            summed: in a tensor of another shape a power of the same value may be rounded otherwise, and a set's
+            bits would depend on when others are done.
+        size: R, where there are `rows`.
     """
 
     dims: tuple[int, ...]
     group: ProcessGroup
     total: int
+    rows: Tensor | None = None
+    size: int = 0
 
     @classmethod
     def over(cls, x: Tensor, dims: tuple[int, ...], group: ProcessGroup) -> Processes:
@@ -74,6 +80,8 @@ class Processes(Reduction):
     @override
     def sums(self, parts: Iterable[Tensor]) -> list[Tensor]:
         own = torch.stack([part.sum(dim=self.dims, keepdim=True) for part in parts])
+        if self.rows is not None:
+            own = own[:, self.rows]
         return list(_AllReduce.apply(own, self.group))  # type: ignore[no-untyped-call]
 
     @override
@@ -86,11 +94,18 @@ class Processes(Reduction):
 
     @override
     def each(self, statistic: Tensor) -> Tensor:
-        return statistic
+        if self.rows is None:
+            return statistic
+        return statistic.new_zeros((self.size, 1)).index_copy(0, self.rows, statistic)
 
     @override
     def count(self, x: Tensor) -> int | Tensor:
         return self.total
+
+    @override
+    def select(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Reduction] | None:
+        wanted = rows if self.rows is None else self.rows[rows]
+        return x, replace(self, rows=wanted, size=x.shape[0])
 
     def median(self, x: Tensor, phi: float | Tensor, rtol: float, max_steps: int) -> Tensor:
         """Return the generalized median of each set, differentiable in x and in exponents in (1, inf)."""

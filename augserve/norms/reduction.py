@@ -49,6 +49,10 @@ class Reduction(ABC):
     def count(self, x: Tensor) -> int | Tensor:
         """Return the number of values in each set, where it is not 0, else 1."""
 
+    def select(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Reduction] | None:
+        """Return the values of the sets with these indices, and their reduction; None where that saves nothing."""
+        return x[rows], self
+
 
 @dataclass(frozen=True)
 class Local(Reduction):
@@ -113,6 +117,10 @@ class Segments(Reduction):
     def count(self, x: Tensor) -> int | Tensor:
         ones = x.new_ones(x.shape[0], *(1,) * (x.ndim - 1))
         return self.sum(ones).clamp_min(1)
+
+    @override
+    def select(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Reduction] | None:
+        return None
 
     def _extreme(self, x: Tensor, empty: float, name: str) -> Tensor:
         index = self.index.view(-1, *(1,) * (x.ndim - 1)).expand_as(x)

@@ -1,7 +1,7 @@
 // See bracket.hpp. A pass evaluates at y the residual g, whose sign moves one end of the bracket to y and whose size may
-// move the other, and Newton's estimate; the next y is that estimate pushed past the root by a padding that grows while the sign does not change; a
-// bisection follows where Newton leaves the bracket, where three passes brought no progress, or where only bisections
-// can still meet max_steps. The constants are those of augserve/norms/median/solve.py.
+// move the other, and Newton's estimate; the next y is that estimate pushed past the root by a padding that grows while
+// the sign does not change; a bisection follows where Newton leaves the bracket, where three passes brought no progress,
+// or where only bisections can still meet max_steps. The constants are those of augserve/norms/median/solve.py.
 
 #include "bracket.hpp"
 

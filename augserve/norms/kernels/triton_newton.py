@@ -154,7 +154,10 @@ def is_running(state, rtol, max_steps):  # type: ignore[no-untyped-def]
 
 @jit
 def advance(state, g, step, least, rtol, max_steps):  # type: ignore[no-untyped-def]
-    """Return the state after a pass that found g, of slope `least`, and Newton's step at y; some have stopped."""
+    """Return the state after a pass that found g and Newton's step at y; channels that have stopped stay.
+
+    least: the least slope of g, 0 where it is unknown.
+    """
     y, lower, upper, estimate, sign, padding, last_step, last_width, stalled, steps, low, high = state
     moves = is_running(state, rtol, max_steps)
     new_sign = tl.where(g > 0, 1.0, tl.where(g < 0, -1.0, 0.0))

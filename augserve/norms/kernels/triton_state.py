@@ -108,20 +108,9 @@ def after_moments(  # type: ignore[no-untyped-def]
 
 @jit
 def after_pass(  # type: ignore[no-untyped-def]
-    memory,
-    partial,
-    sets,
-    splits,
-    at,
-    used,
-    count,
-    phi,
-    values,
-    rtol,
-    max_steps,
-    PHI: tl.constexpr,
-    SP: tl.constexpr,
-):
+    memory, partial, sets, splits, at, used, count, phi, values, rtol, max_steps,
+    PHI: tl.constexpr, SP: tl.constexpr,
+):  # fmt: skip
     """Return (state, moments, again) after a pass of the solver: what was in memory, moved by the pass's sums."""
     state, moments, again = read_state(memory, sets, at, used)
     sums = (

@@ -1,7 +1,7 @@
 """The certified solver: a bracketed Newton iteration for many sets of values at once.
 
 Each pass evaluates at y the residual g, whose sign moves one end of the bracket [lower, upper] to y, and Newton's
-step. For phi < 2 the size of g moves the other end: its slope is at least `least_slope` wherever the root can be,
+step. For phi <= 2 the size of g moves the other end: its slope is at least `least_slope` wherever the root can be,
 so that the root is no farther from y than |g| / least_slope. The next y is Newton's estimate, pushed past the
 root by a small padding, since rounding must not tell on which side y lies; the padding grows while the sign does
 not change. A set bisects when Newton leaves the bracket, when three passes brought neither half a bracket nor a
@@ -12,9 +12,8 @@ Work is done on z = (x - mean) / std, where the root lies in [-1, 1] for phi <= 
 in [min, max] for any phi. z comes from values scaled by a power of two, so that no finite data overflow.
 
 For phi <= 2: w = |d|^(phi-2), d = y - z, g = sum w d, step = g / ((phi - 1) sum w). That slope is least where all
-|d| are alike (Jensen's inequality, w being convex in d^2): the mean of d^2 is 1 + y^2. For phi > 2, with p = phi
-- 1, the same root is that of h(y) = (sum_{d>0} d^p)^(1/p) - (sum_{d<0} |d|^p)^(1/p), which is nearly linear far
-away.
+|d| are alike (Jensen's inequality, w being convex in d^2): the mean of d^2 is 1 + y^2. For phi > 2 and p = phi - 1,
+the same root is that of h(y) = (sum_{d>0} d^p)^(1/p) - (sum_{d<0} |d|^p)^(1/p), which is nearly linear far away.
 """
 
 from __future__ import annotations

@@ -111,7 +111,8 @@ class Stored(Values):
 
     @override
     def select(self, rows: Tensor) -> Values | None:
-        return None if isinstance(self.reduction, Segments) else Stored(self.x[rows], self.reduction)
+        chosen = self.reduction.select(self.x, rows)
+        return None if chosen is None else Stored(*chosen)
 
     @override
     def can_wait(self) -> bool:

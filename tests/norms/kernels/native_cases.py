@@ -66,7 +66,10 @@ def gradients_at(
     w = a.pow(phi - 2)
     total = w.sum(dim=dims, keepdim=True)
     dx = gamma * r * (dy - t * t.mul(dy).mean(dim=dims, keepdim=True)) + d_mu * w / total
-    slope = (w * s * a.log()).sum(dim=dims, keepdim=True) / ((phi - 1) * total)
+    # Whatever the unit of a, the slope is the same where w s has the sum 0: exactly at the median. Beside a value a
+    # kernel's median misses that; the unit is the largest a, as in `augserve.norms.median.gradient`.
+    reach = a.amax(dim=dims, keepdim=True)
+    slope = (w * s * (a / reach).log()).sum(dim=dims, keepdim=True) / ((phi - 1) * total)
     return dx, sum_dy_t.flatten(), sum_dy.flatten(), (d_mu * slope).flatten()
 
 
