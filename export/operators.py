@@ -30,7 +30,7 @@ from augserve.export.solver_body import above_2, below_2
 from augserve.norms.symbolic import DOMAIN, LEARNED
 
 OPSET = 18
-BLOCK_VALUES = 2**18  # of a block of channels; the solver goes over them again and again
+BLOCK_VALUES = 2**19  # of a block of channels; the solver goes over them again and again
 INPUTS = ("x", "weight", "bias", "running_mean", "running_spread", "group", "tracked_weight")
 
 _FUNCTION = """<opset_import: ["" : 18], domain: "{domain}">

@@ -1,12 +1,13 @@
 """The solver of the generalized median in standard ONNX operators: the text of one Loop, for AugNorm's functions.
 
-The iteration is that of augserve.norms.median.solve, with the same test for the end, in fewer operations: each of
-them is a node, which takes time to load and to run. States are (G, B, 1), in units of the values; z (N, B, L) are
-the values about their group's mean, and a group's sums are those of its rows' means. A group's channel that has
-stopped is looked at again where it stopped, which gives the same bracket and the same estimate.
+The bracket and the test for the end are those of augserve.norms.median.solve; what is in between has few
+operations, since each is a node that takes time to load and to run. States are (G, B, 1), in units of the values;
+z (N, B, L) are the values about their group's mean, and a group's sums are those of its rows' means. A group's
+channel that has stopped is looked at again where it stopped, which gives the same bracket and the same estimate.
 
-The push past the root does not grow, and it is the bracket's width that tells when to bisect, not passes without
-progress. That takes as many passes as the torch solver for phi = 1.5, and up to a seventh more for phi = 1.2.
+For phi < 2 the next estimate is by the secant through the two latest points, for which g alone has to be summed,
+not the weights of Newton's slope: see docs/adr/0013-secants-in-files.md. The push past the root does not grow,
+and it is the bracket's width that tells when to bisect, not passes without progress.
 
 The text uses what `operators` and `statistics_body.VARIANCE` define, and defines center and spread.
 """
@@ -14,10 +15,13 @@ The text uses what `operators` and `statistics_body.VARIANCE` define, and define
 from __future__ import annotations
 
 from augserve.export.statistics_body import ABOUT_CENTER, VARIANCE, extremes
-from augserve.norms.median.solve import INITIAL_BRACKET, MEAN_SQUARE, PADDING
+from augserve.norms.median.solve import INITIAL_BRACKET, MEAN_SQUARE
 
 ROOT = 1.5  # the exponent whose weights are one over a root
 SPARE = 3  # passes beyond those that halving alone would take
+PADDING = 0.1  # of the tolerance: how far past the root a pass should look, for a bracket of both sides
+NORMAL = 0.0456  # normal values have a slope of about (1 + NORMAL (1 - p)) count (std largest_d)^(p - 1) at 0
+FAR = 1024.0  # std: the first secant goes through a made-up point so far off, which gives it that slope
 
 _CONSTANTS = f"""
   rtol = Constant <value_float: float = @rtol> ()
@@ -28,6 +32,7 @@ _CONSTANTS = f"""
   padding_of_tolerance = Constant <value = float {{{PADDING}}}> ()
   spare = Constant <value = float {{{2.0**SPARE}}}> ()
   twice_spare = Constant <value = float {{{2.0 * 2.0**SPARE}}}> ()
+  far_in_std = Constant <value = float {{{FAR}}}> ()
   largest_d = Constant <value = float {{{MEAN_SQUARE**0.5}}}> ()
 """
 
@@ -36,6 +41,12 @@ _ONE_PHI = """
   p = Sub (phi, one)
   p_less = Sub (p, one)
 """
+_NORMAL_SLOPE = f"""
+  to_p_less = Constant <value = float {{{NORMAL}}}> ()
+  above_1 = Mul (to_p_less, p_less)
+  normal = Sub (one, above_1)
+"""
+_NORMAL_SLOPE_OF_ROOT = f"  normal = Constant <value = float {{{1 + NORMAL * (2 - ROOT)}}}> ()\n"
 _EACH_PHI = "  exponent_column = Unsqueeze (exponents, one_1)\n"
 _BLOCK_OF_PHI = """
       phi = Slice (exponent_column, start, end)
@@ -50,17 +61,18 @@ _SOLVER = """
       tolerance = Mul (rtol, std)
       padding = Mul (padding_of_tolerance, tolerance)
 {bracket}
-      at_end, lower_end, upper_end, estimate_end, room_end = Loop (
-          max_steps, going, zeros, low, high, zeros, room_0) <
+      at_end, lower_end, upper_end, estimate_end, room_end{last} = Loop (
+          max_steps, going, zeros, low, high, zeros, room_0{starts}) <
         body = one_pass (int64 taken, bool going_on, float[?, ?, ?] at, float[?, ?, ?] lower,
-            float[?, ?, ?] upper, float[?, ?, ?] estimate, float[?, ?, ?] room)
+            float[?, ?, ?] upper, float[?, ?, ?] estimate, float[?, ?, ?] room{states})
           => (bool go_on, float[?, ?, ?] next_at, float[?, ?, ?] new_lower, float[?, ?, ?] new_upper,
-            float[?, ?, ?] new_estimate, float[?, ?, ?] less_room)
+            float[?, ?, ?] new_estimate, float[?, ?, ?] less_room{results})
         {{
           at_of_row = Gather <axis = 0> (at, group)
           d = Sub (at_of_row, z)
           a = Abs (d)
 {evaluate}
+          new_step = Div (g, slope)
           new_estimate = Sub (at, new_step)
           sign = Sign (g)
           push = Mul (sign, padding)
@@ -74,10 +86,10 @@ _SOLVER = """
           less_room = Mul (room, half)
           narrow = Less (gap, less_room)
           by_newton = And (inside, narrow)
-          ends = Add (new_lower, new_upper)
-          middle = Mul (ends, half)
+          middle = Mean (new_lower, new_upper)
           next = Where (by_newton, pushed, middle)
           next_at = Where (still_running, next, at)
+{remember}
           busy = Cast <to = 1> (still_running)
           busiest = ReduceMax <keepdims = 0> (busy)
           go_on = Cast <to = 9> (busiest)
@@ -104,8 +116,13 @@ _BRACKET_ABOVE_2 = (
 _LEAST = """
       farthest = Mul (std, largest_d)
 {power}
-      p_count = Mul ({p}, count)
-      least = Mul (p_count, least_w)
+      count_w = Mul (count, least_w)
+      least = Mul ({p}, count_w)
+      slope_0 = Mul (normal, count_w)
+      far = Mul (far_in_std, std)
+      move_0 = Add (far, tiny)
+      fall = Mul (slope_0, move_0)
+      g_0 = Neg (fall)
 """
 _LEAST_POWER = """
       farthest_log = Log (farthest)
@@ -137,22 +154,33 @@ _WEIGHTS = """
           w_log = Mul (a_log, p_less)
           w = Exp (w_log)
 """
-_WEIGHTS_OF_ROOT = """
+_POWER = _WEIGHTS + "          power = Mul (w, d)\n"
+_POWER_OF_ROOT = """
           a_root = Sqrt (a_safe)
-          w = Reciprocal (a_root)
+          power = Div (d, a_root)
 """
 
 _EVALUATE_BELOW_2 = """
-          a_safe = Max (a, tiny)
-{weights}
-          wd = Mul (w, d)
-          row_w = ReduceMean (w, two_1)
-          row_g = ReduceMean (wd, two_1)
-          sum_w = ScatterElements <axis = 0, reduction = "add"> (zeros, index, row_w)
+          a_safe = Add (a, tiny)
+{power}
+          row_g = ReduceMean (power, two_1)
           g = ScatterElements <axis = 0, reduction = "add"> (zeros, index, row_g)
-          slope = Mul ({p}, sum_w)
-          new_step = Div (g, slope)
+          g_more = Sub (g, last_g)
+          secant = Div (g_more, move)
+          slope = Max (secant, least)
 """
+# What a secant needs of the pass before: g, and the move from there to `at`.
+_SECANT = {
+    "starts": ", move_0, g_0",
+    "states": ", float[?, ?, ?] move, float[?, ?, ?] last_g",
+    "results": ", float[?, ?, ?] next_move, float[?, ?, ?] next_g",
+    "last": ", move_end, g_end",
+    "remember": """
+          moved = Sub (next, at)
+          next_move = Where (still_running, moved, move)
+          next_g = Where (still_running, g, last_g)
+""",
+}
 
 
 def _one_side(side: str, values: str, weights: str) -> str:
@@ -203,7 +231,6 @@ _EVALUATE_ABOVE_2 = (
           h = Sub (left_root, right_root)
           slope = Add (left_slope, right_slope)
           g = Mul (h, reach)
-          new_step = Div (g, slope)
 """
 )
 
@@ -213,11 +240,15 @@ def below_2(root: bool = False) -> tuple[str, str]:
 
     With `root` they are for phi = ROOT alone.
     """
-    p = "half" if root else "p"
-    evaluate = _EVALUATE_BELOW_2.format(weights=_WEIGHTS_OF_ROOT if root else _WEIGHTS, p=p)
-    bracket = _BRACKET_BELOW_2 + _LEAST.format(power=_LEAST_ROOT if root else _LEAST_POWER, p=p)
-    solver = _SOLVER.format(bracket=bracket, evaluate=evaluate, ends=_ENDS_BELOW_2)
-    return _CONSTANTS + ("" if root else _ONE_PHI), VARIANCE + solver + ABOUT_CENTER
+    p, power, least = ("half", _POWER_OF_ROOT, _LEAST_ROOT) if root else ("p", _POWER, _LEAST_POWER)
+    solver = _SOLVER.format(
+        bracket=_BRACKET_BELOW_2 + _LEAST.format(power=least, p=p),
+        evaluate=_EVALUATE_BELOW_2.format(power=power),
+        ends=_ENDS_BELOW_2,
+        **_SECANT,
+    )
+    once = _CONSTANTS + (_NORMAL_SLOPE_OF_ROOT if root else _ONE_PHI + _NORMAL_SLOPE)
+    return once, VARIANCE + solver + ABOUT_CENTER
 
 
 def above_2(each: bool = False) -> tuple[str, str]:
@@ -225,6 +256,11 @@ def above_2(each: bool = False) -> tuple[str, str]:
 
     With `each`, phi is the function's input `exponents` (C), each in (1, inf): h has the same root for any phi.
     """
-    solver = _SOLVER.format(bracket=_BRACKET_ABOVE_2, evaluate=_EVALUATE_ABOVE_2, ends=_ENDS_ABOVE_2)
+    solver = _SOLVER.format(
+        bracket=_BRACKET_ABOVE_2,
+        evaluate=_EVALUATE_ABOVE_2,
+        ends=_ENDS_ABOVE_2,
+        **dict.fromkeys(_SECANT, ""),
+    )
     statistics = VARIANCE + (_BLOCK_OF_PHI if each else "") + solver + ABOUT_CENTER
     return _CONSTANTS + (_EACH_PHI if each else _ONE_PHI), statistics
