@@ -55,7 +55,7 @@ _BLOCK_OF_PHI = """
 """
 
 # `room` halves with every pass, and a bracket that is wider is bisected. Halving alone takes 17.6 passes from the
-# first bracket to the tolerance for phi < 2, and 27 where values reach 360 std; SPARE more are Newton's.
+# first bracket to the tolerance for phi < 2, and 27 where values reach 360 std; SPARE more are left for steps.
 _SOLVER = """
       std = Sqrt (var)
       tolerance = Mul (rtol, std)
@@ -85,9 +85,9 @@ _SOLVER = """
           inside = And (above, below)
           less_room = Mul (room, half)
           narrow = Less (gap, less_room)
-          by_newton = And (inside, narrow)
+          by_step = And (inside, narrow)
           middle = Mean (new_lower, new_upper)
-          next = Where (by_newton, pushed, middle)
+          next = Where (by_step, pushed, middle)
           next_at = Where (still_running, next, at)
 {remember}
           busy = Cast <to = 1> (still_running)
