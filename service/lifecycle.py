@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -68,7 +70,7 @@ class Service:
         self._draining = False
         self._failed = False
         self._loaded = False
-        self._changes = 0  # versions that came or went
+        self._freed = threading.Event()  # much memory has been let go of since some was given back
         self._loading: asyncio.Task[None] | None = None
         self._polling: asyncio.Task[None] | None = None
 
@@ -197,10 +199,12 @@ class Service:
         predictor.warm_up(settings.warmup_rows())
         if settings.preferred_batch_size is None:
             predictor.fit_runs(settings.rows_of_a_run())
+        for form in {predictor.adaptive, predictor.tracked}:  # requests may hold it for long after it was replaced
+            weakref.finalize(form, self._freed.set).atexit = False
         return predictor
 
     def _changed(self, name: str, version: str, serves: bool) -> None:
-        self._changes += 1
+        self._freed.set()
         (self.metrics.loaded if serves else self.metrics.unloaded)(name, version)
 
     def _report(self, run: RunReport) -> None:
@@ -219,11 +223,10 @@ class Service:
             logger.exception("loading %s failed", self.settings.model)
 
     async def _poll(self) -> None:
-        before = self._changes
         while True:
             await asyncio.sleep(self.settings.repository_poll_s)
-            if before != self._changes:  # a poll ago: requests of what was replaced have had time to end
-                before = self._changes
+            if self._freed.is_set():
+                self._freed.clear()
                 await asyncio.to_thread(give_back_freed_memory)
             try:
                 await asyncio.to_thread(self.models.refresh)

@@ -7,16 +7,19 @@ import gc
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pytest
 
+from augserve.service import lifecycle, read_settings
 from augserve.service.deadlines import Deadline
 from augserve.service.forms import Form
 from augserve.service.isolation import cut, group_rows
 from augserve.service.scheduler import Scheduler
 from augserve.statistics import Statistics
+from tests.service.tiny import write_model
 
 HELD = """
 from pathlib import Path
@@ -79,3 +82,38 @@ def test_what_was_answered_is_free_without_the_garbage_collector() -> None:
         assert asyncio.run(held()) == []
     finally:
         gc.enable()
+
+
+def test_memory_goes_back_once_more_when_the_last_request_lets_go_of_what_was_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back = []
+    monkeypatch.setattr(lifecycle, "give_back_freed_memory", lambda: given_back.append(True))
+
+    async def serve() -> None:
+        service = lifecycle.Service(read_settings(model=tmp_path, threads=1, repository_poll_s=0.01))
+
+        async def settled() -> int:
+            """How often memory was given back, once that has been the same for many polls."""
+            before = -1
+            while before != len(given_back):
+                before = len(given_back)
+                await asyncio.sleep(0.3)
+            return before
+
+        await service.start()
+        predictor = service.models.get("a")
+        assert predictor is not None
+        at_first = await settled()
+        write_model(tmp_path / "new.part", classes=["new"] * 4)
+        (tmp_path / "new.part").replace(tmp_path / "a.onnx")
+        while service.models.get("a") is predictor:
+            await asyncio.sleep(0.01)
+        replaced = await settled()
+        assert replaced > at_first
+        del predictor
+        assert await settled() > replaced
+        await service.stop()
+
+    write_model(tmp_path / "a.onnx")
+    asyncio.run(serve())
