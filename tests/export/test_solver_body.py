@@ -44,7 +44,6 @@ def feed(x: npt.NDArray[np.float32]) -> Feed:
         **parameters,
         "group": np.zeros(ROWS, np.int64),
         "tracked_weight": np.zeros(ROWS, np.float32),
-        "exponents": ones,
     }
 
 
