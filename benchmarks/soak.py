@@ -61,7 +61,7 @@ class Plan:
     """
 
     seconds: float = 1800.0
-    saturate: float = 5.0
+    saturate: float = 20.0
     reload_every: float = 10.0
     restart_every: float = 90.0
     pause: float = 0.5

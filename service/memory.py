@@ -1,23 +1,53 @@
-"""Freed memory goes back to the system after a model was replaced.
+"""What the server frees goes back to the system.
 
-glibc keeps what is freed in the arena of the thread that had it. Versions that come and go under load leave it in
-pieces all over the arenas, and a server that reloads all day would hold more and more that it does not use.
+glibc gives threads heaps of their own, eight for each core, and `malloc_trim` hands back the free pages within all
+of them but the free end only of the first. Each of the others keeps up to 64 MiB that large requests once took: a
+server that lives for weeks would come to hold most of that. So all threads of a server share one heap.
+
+Measured on resnet20 with 250 requests/s of 1 to 8 rows, strangers and a reload every 1.5 s, for seven minutes and
+more: with heaps for threads the lowest memory of each half minute wandered between 115 and 150 MiB, with one it
+stayed within 110 and 114. Requests per second differ by less than those of two processes alike (3%).
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+
+# A parameter of mallopt(3), from its header.
+_ARENA_MAX = -8
+
+
+def share_one_heap() -> bool:
+    """Let all threads that start from now on allocate from one heap, for this process.
+
+    MALLOC_ARENA_MAX and GLIBC_TUNABLES, where the environment has them, are left to decide instead.
+
+    Returns:
+        Whether it was done; False where the environment decides or the C library has no such setting.
+
+    Example:
+        >>> share_one_heap()  # doctest: +SKIP
+        True
+    """
+    if "MALLOC_ARENA_MAX" in os.environ or "arena_max" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
+    mallopt = _c_function("mallopt")
+    return mallopt is not None and mallopt(_ARENA_MAX, 1) == 1
 
 
 def give_back_freed_memory() -> bool:
-    """Return whole free pages of every arena to the system; False where the C library does not do that.
+    """Return whole free pages to the system; False where the C library does not do that.
 
     Example:
         >>> give_back_freed_memory()  # doctest: +SKIP
         True
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return bool(trim is not None and trim(0) == 1)
+    trim = _c_function("malloc_trim")
+    return trim is not None and trim(0) == 1
+
+
+def _c_function(name: str) -> ctypes._NamedFuncPointer | None:
+    """Return one of glibc's own functions; None on other systems and C libraries."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

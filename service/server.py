@@ -22,6 +22,7 @@ from augserve.errors import ConfigurationError
 from augserve.service.app import build_app
 from augserve.service.lifecycle import Service
 from augserve.service.logs import access_log
+from augserve.service.memory import share_one_heap
 from augserve.service.settings import Settings
 from augserve.service.transport import GatheringProtocol
 
@@ -48,6 +49,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
     Example:
         >>> serve(read_settings(model="model.onnx", port=9000), on_ready=print)
     """
+    share_one_heap()  # before there are threads
     with contextlib.suppress(_Stopped, KeyboardInterrupt), _stop_on_sigterm(), _bind(settings) as listener:
         service = Service(settings)
         app = build_app(service)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import subprocess
 import sys
 import weakref
@@ -20,6 +21,8 @@ from augserve.service.isolation import cut, group_rows
 from augserve.service.scheduler import Scheduler
 from augserve.statistics import Statistics
 from tests.service.tiny import write_model
+
+_HEAPS = ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES")  # what decides for a process how many heaps it has
 
 HELD = """
 from pathlib import Path
@@ -47,6 +50,65 @@ def test_what_lies_between_blocks_in_use_goes_back_and_those_stay() -> None:
         pytest.skip("a C library without malloc_trim")
     assert int(given_back) > 100
     assert int(kept) == 100 * 50_000
+
+
+OF_THREADS = """
+import sys, threading
+import numpy as np
+from augserve.service.memory import give_back_freed_memory, share_one_heap
+
+def resident():
+    fields = dict(line.split(":") for line in open("/proc/self/status").read().splitlines() if ":" in line)
+    return int(fields["VmRSS"].split()[0]) // 1024
+
+done = share_one_heap() if sys.argv[1] == "one" else True
+np.ones(25 << 20, np.uint8)  # freed, it has later blocks up to this size come from heaps, as in a server
+before = resident()
+step, over = threading.Barrier(5), threading.Event()
+
+def work():
+    blocks = [np.ones(100_000, np.uint8) for _ in range(300)]
+    step.wait()
+    step.wait()
+    del blocks
+    step.wait()
+    over.wait()  # a thread that ends would leave its heap to the next
+
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+step.wait()
+held = resident() - before
+step.wait()
+step.wait()
+give_back_freed_memory()
+print(done, held, resident() - before)
+over.set()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
+def test_what_threads_had_goes_back_from_one_heap_and_not_from_many() -> None:
+    def mebibytes(heaps: str, **environment: str) -> tuple[str, int, int]:
+        """Whether it was done; what 4 threads held, and still hold after they freed it and it was given back."""
+        ran = subprocess.run(
+            [sys.executable, "-c", OF_THREADS, heaps],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+            env={name: value for name, value in os.environ.items() if name not in _HEAPS} | environment,
+        )
+        done, held, left = ran.stdout.split()
+        return done, int(held), int(left)
+
+    done, held, left = mebibytes("one")
+    if done == "False":
+        pytest.skip("a C library without mallopt")
+    assert held > 100
+    assert left < 10
+    assert mebibytes("many")[2] > 20  # what the setting is for
+    assert mebibytes("one", MALLOC_ARENA_MAX="4")[0] == "False"  # the operator has decided otherwise
 
 
 class _Zeros:
