@@ -184,7 +184,7 @@ async def _restart(server: Server, caller: Caller, plan: Plan) -> None:
 
 async def _weigh(server: Server) -> None:
     while True:
-        await asyncio.sleep(2)
+        await asyncio.sleep(0.5)
         server.weigh()
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from augserve.bench.server_process import HOST, free_port
 
 READY_S, STOP_S = 60.0, 90.0
-FLOOR_S = 20.0  # what requests in progress hold comes and goes; what leaks is in the lowest weight of every while
+FLOOR_S = 30.0  # what requests in progress hold comes and goes; what leaks is in the lowest weight of every while
 
 
 class Weight(NamedTuple):
@@ -155,10 +155,10 @@ def growths(weights: Sequence[Weight], warm_up_s: float) -> list[Growth]:
 
 
 def _floors(weights: Sequence[Weight]) -> list[Weight]:
-    """Return the lowest weight of each span of FLOOR_S of a life."""
+    """Return the lowest weight of each whole span of FLOOR_S of a life."""
     lowest: dict[int, Weight] = {}
     for one in weights:
         span = int(one.seconds // FLOOR_S)
         if span not in lowest or one.kib < lowest[span].kib:
             lowest[span] = one
-    return list(lowest.values())
+    return list(lowest.values())[:-1]  # the last span was cut short by the end
