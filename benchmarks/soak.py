@@ -4,12 +4,12 @@
     python -m benchmarks.soak                               30 minutes on resnet20 (needs the train extra)
     python -m benchmarks.soak --minutes 6 a.onnx b.onnx     on two files that take rows of one shape, in turn
 
-It starts `augserve serve FOLDER` on a free loopback port, measures how many requests a second a closed
-loop of callers gets answered, and offers 80% of that in an open loop. Meanwhile the file is replaced by the other
-one, and the server ended by SIGTERM and started again, a few times in the first half: the second half is one life,
-whose memory is weighed. Beside the good requests come aborted uploads, bodies that are malformed or too large, slow
-senders and slow readers; a user of `augserve.client.AsyncClient` asks all the time. At the end come mutated bodies
-(`soak_fuzz`), as many as --fuzz says.
+It starts `augserve serve FOLDER` on a free loopback port. From then on the file is replaced by the other one again
+and again; there are aborted uploads, bodies that are malformed or too large, slow senders and slow readers; a user
+of `augserve.client.AsyncClient` asks all the time. Beside all that it measures how many requests a second a closed
+loop of callers gets answered, and offers 80% of them in an open loop. The server is ended by SIGTERM and started
+again a few times in the first half: the second half is one life, whose memory is weighed. At the end come mutated
+bodies (`soak_fuzz`), as many as --fuzz says.
 
 Exit status 1 where a request was lost or answered 500, an answer was not that of its rows alone, a connection broke
 without a restart, a stranger got what he should not, the server wrote a traceback or ended badly, or its memory
@@ -51,7 +51,7 @@ class Plan:
 
     Args:
         seconds: of the load.
-        saturate: of the closed loop before it.
+        saturate: of the closed loop before it, beside everything but restarts.
         reload_every: between two replacements of the file.
         restart_every: between two restarts, in the first half.
         pause: of each kind of stranger between two times.
@@ -61,7 +61,7 @@ class Plan:
     """
 
     seconds: float = 1800.0
-    saturate: float = 20.0
+    saturate: float = 30.0
     reload_every: float = 10.0
     restart_every: float = 90.0
     pause: float = 0.5
@@ -97,8 +97,6 @@ async def soak(files: Sequence[Path], folder: Path, plan: Plan) -> Result:
     strangers = Strangers(caller, cases, MAX_BODY_BYTES)
     try:
         await server.start()
-        saturation = await _saturate(Caller(server.url, Tally(), restarting), cases, plan.saturate)
-        began = time.perf_counter()
         around = [
             asyncio.create_task(work)
             for work in (
@@ -108,6 +106,8 @@ async def soak(files: Sequence[Path], folder: Path, plan: Plan) -> Result:
                 _weigh(server),
             )
         ]
+        saturation = await _saturate(Caller(server.url, Tally(), restarting), cases, plan.saturate)
+        began = time.perf_counter()
         restarts = asyncio.create_task(_restart(server, caller, plan))
         offer = asyncio.create_task(_offer(caller, cases, SHARE * saturation, plan.seconds))
         await asyncio.wait({offer, *around}, return_when=asyncio.FIRST_COMPLETED)
@@ -201,7 +201,7 @@ def _result(
     lives = [one for one in growths(server.weights, plan.warm_up) if one.seconds >= WEIGHED_S]
     answered = len(tally.latencies)
     lines = [
-        f"saturation     {saturation:.0f} requests/s of 1 to 8 rows, this generator beside the server",
+        f"saturation     {saturation:.0f} requests/s of 1 to 8 rows, all who ask beside the server",
         f"offered        {SHARE * saturation:.0f} requests/s for {plan.seconds:.0f} s; held back {tally.held_back}",
         f"answered       {answered} with 200 ({answered / seconds:.0f}/s), each compared with its rows run alone",
         f"latency        p50 {p50:.1f} ms, p99 {p99:.1f} ms, max {top:.0f} ms, restarts included",

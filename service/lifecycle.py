@@ -30,6 +30,7 @@ from augserve.service.settings import Settings
 logger = logging.getLogger(__name__)
 
 LOAD_GRACE_S = 2.0  # models that load in this time are never seen as not ready
+TIDY_S = 5.0  # between two looks at what was freed, where the folders are not looked at
 
 Logits = npt.NDArray[np.float32]
 
@@ -72,7 +73,7 @@ class Service:
         self._loaded = False
         self._freed = threading.Event()  # much memory has been let go of since some was given back
         self._loading: asyncio.Task[None] | None = None
-        self._polling: asyncio.Task[None] | None = None
+        self._tidying: asyncio.Task[None] | None = None
 
     def load(self) -> None:
         """Open the models, in the calling thread.
@@ -95,8 +96,7 @@ class Service:
         if not self._loaded:
             self._loading = asyncio.get_running_loop().create_task(self._load())
             await asyncio.wait({self._loading}, timeout=LOAD_GRACE_S)
-        if self.settings.repository_poll_s and self.models.has_folders:
-            self._polling = asyncio.get_running_loop().create_task(self._poll())
+        self._tidying = asyncio.get_running_loop().create_task(self._tidy())
 
     def drain(self) -> None:
         """Refuse new requests from now on; safe in a signal handler."""
@@ -110,9 +110,9 @@ class Service:
     async def stop(self) -> None:
         """Refuse new requests and let go of the threads."""
         self.drain()
-        if self._polling is not None:
-            self._polling.cancel()
-        tasks = [task for task in (self._loading, self._polling) if task is not None]
+        if self._tidying is not None:
+            self._tidying.cancel()
+        tasks = [task for task in (self._loading, self._tidying) if task is not None]
         if tasks:
             await asyncio.wait(tasks)
         self.scheduler.close()
@@ -222,16 +222,22 @@ class Service:
             self._failed = True
             logger.exception("loading %s failed", self.settings.model)
 
-    async def _poll(self) -> None:
+    async def _tidy(self) -> None:
+        """Look after the memory and, where they are to be looked at, the folders."""
+        poll_s = self.settings.repository_poll_s if self.models.has_folders else 0
         while True:
-            await asyncio.sleep(self.settings.repository_poll_s)
+            await asyncio.sleep(poll_s or TIDY_S)
             if self._freed.is_set():
                 self._freed.clear()
                 await asyncio.to_thread(give_back_freed_memory)
-            try:
-                await asyncio.to_thread(self.models.refresh)
-            except Exception as error:  # a folder that cannot be read just now: what serves goes on
-                logger.error("the repository could not be read: %s", error)  # noqa: TRY400
+            if poll_s:
+                await self._refresh()
+
+    async def _refresh(self) -> None:
+        try:
+            await asyncio.to_thread(self.models.refresh)
+        except Exception as error:  # a folder that cannot be read just now: what serves goes on
+            logger.error("the repository could not be read: %s", error)  # noqa: TRY400
 
 
 class _Taking(AbstractContextManager[None]):

@@ -7,6 +7,7 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 import weakref
 from pathlib import Path
 from typing import cast
@@ -175,6 +176,26 @@ def test_memory_goes_back_once_more_when_the_last_request_lets_go_of_what_was_re
         assert replaced > at_first
         del predictor
         assert await settled() > replaced
+        await service.stop()
+
+    write_model(tmp_path / "a.onnx")
+    asyncio.run(serve())
+
+
+def test_memory_goes_back_after_a_model_was_unloaded_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back = threading.Event()
+    monkeypatch.setattr(lifecycle, "give_back_freed_memory", given_back.set)
+    monkeypatch.setattr(lifecycle, "TIDY_S", 0.01)
+
+    async def serve() -> None:
+        service = lifecycle.Service(read_settings(model=tmp_path, threads=1, repository_poll_s=0))
+        await service.start()
+        assert await asyncio.to_thread(given_back.wait, 60)  # what loading took
+        given_back.clear()
+        service.models.unload("a")
+        assert await asyncio.to_thread(given_back.wait, 60)
         await service.stop()
 
     write_model(tmp_path / "a.onnx")
