@@ -73,3 +73,10 @@ def test_growth_is_the_slope_of_each_life_after_its_warm_up() -> None:
     first, second = growths([*flat, *grows, Weight(2, 70.0, 1)], warm_up_s=60)
     assert abs(first.kib_per_min) < 4 * first.error < 30
     assert abs(second.kib_per_min - 300) < 4 * second.error < 30
+
+
+def test_a_last_span_that_is_cut_short_does_not_count() -> None:
+    level = [Weight(0, 5.0 * k, 90_000 + (50_000 if k % 6 else 0)) for k in range(60)]  # low once in 30 s
+    (whole,) = growths(level, warm_up_s=0)
+    (cut,) = growths([*level, Weight(0, 301.0, 140_000)], warm_up_s=0)
+    assert whole.kib_per_min == cut.kib_per_min == 0
