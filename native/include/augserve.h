@@ -50,7 +50,7 @@ typedef struct augserve_forward {
     int64_t rows, channels, positions;
     augserve_layout x_layout, y_layout;
     const void *x;
-    void *y;
+    void *y; /* may be x, where their layouts are one and `order` names no row twice */
     const float *weight, *bias; /* (C), or NULL for 1 and 0 */
     double exponent, eps;
     const float *exponents; /* phi of each channel (C), or NULL */

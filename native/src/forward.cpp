@@ -6,6 +6,7 @@
 #include "channel.hpp"
 #include "lanes.hpp"
 #include "parallel.hpp"
+#include "running.hpp"
 
 namespace augserve {
 namespace {
@@ -139,12 +140,18 @@ private:
 
 void forward(const augserve_forward &a, const augserve_executor *executor) {
     std::vector<Group> groups;  // each goes the way that its own values make it go
+    std::vector<std::size_t> straight;  // rows
     std::size_t largest = 0;
     for (const Group &group : groups_of(a)) {
         if (forward_in_lanes(a, group, executor)) continue;
+        if (group.lambda == 1 && row_by_row(a)) {
+            for (std::size_t i = 0; i < group.plan.rows; i++) straight.push_back(group.plan.row(i));
+            continue;
+        }
         groups.push_back(group);
         largest = std::max(largest, group.plan.rows);
     }
+    if (!straight.empty()) forward_by_running_statistics(a, straight, executor);
     if (groups.empty()) return;
     const std::size_t channels = std::size_t(a.channels), positions = std::size_t(a.positions);
     const bool contiguous = a.x_layout.position == 1 && a.y_layout.position == 1;

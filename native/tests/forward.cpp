@@ -324,6 +324,29 @@ void check_ending(Random &random, const Case &a, const Tensor &x, const Result &
             }
 }
 
+// y may be x.
+void check_in_place(Random &random, const Case &a, const Tensor &x) {
+    Tensor values(a.shape, a.y_layout, a.dtype, random.below(3)), residual(a.shape, a.y_layout, a.dtype);
+    for (std::int64_t n = 0; n < a.shape.rows; n++)
+        for (std::int64_t c = 0; c < a.shape.channels; c++)
+            for (std::int64_t l = 0; l < a.shape.positions; l++) values.set(n, c, l, x.get(n, c, l));
+    draw::fill(random, residual, false);
+    Case ended = a;
+    ended.residual = random.one_in(2) ? &residual : nullptr;
+    ended.relu = random.one_in(2);
+    const Result apart = run(ended, values, 1, nullptr);
+    run(ended, values, random.below(4), nullptr, true, true);
+    expect(values.untouched(), "written between the elements of x and y");
+    for (std::int64_t n = 0; n < a.shape.rows; n++)
+        for (std::int64_t c = 0; c < a.shape.channels; c++)
+            for (std::int64_t l = 0; l < a.shape.positions; l++) {
+                const double y = apart.y.get(n, c, l), in_place = values.get(n, c, l);
+                if (!expect(storage::same(y, in_place), "in place: y[%d, %d, %d] = %.9g, apart %.9g", int(n), int(c),
+                            int(l), in_place, y))
+                    return;
+            }
+}
+
 void fuzz(std::uint32_t seed) {
     Random random(seed);
     const Case a = draw_case(random, seed);
@@ -341,6 +364,7 @@ void fuzz(std::uint32_t seed) {
     check_channel_alone(random, a, x, r);
     check_other_layout(random, a, x, r);
     check_ending(random, a, x, r);
+    check_in_place(random, a, x);
 }
 
 }  // namespace

@@ -55,15 +55,16 @@ const T *pointer(const std::vector<T> &values) {
     return values.empty() ? nullptr : values.data();
 }
 
+// With `in_place` y goes where x is, laid out as y, and Result::y stays as it was made.
 inline Result run(const Case &a, const Tensor &x, std::int64_t threads, const augserve_executor *executor,
-                  bool noted = true) {
+                  bool noted = true, bool in_place = false) {
     const std::vector<float> blank(std::size_t(a.groups() * a.shape.channels), UNWRITTEN);
     Result r{Tensor(a.shape, a.y_layout, a.dtype, a.y_off), blank, blank, blank, blank,
              std::vector<std::int64_t>(blank.size(), -1), a.moving_center, a.moving_spread};
     augserve_forward f{};
     f.kind = a.kind, f.dtype = a.dtype, f.threads = threads;
     f.rows = a.shape.rows, f.channels = a.shape.channels, f.positions = a.shape.positions;
-    f.x_layout = x.layout, f.y_layout = a.y_layout, f.x = x.data(), f.y = r.y.data();
+    f.x_layout = x.layout, f.y_layout = a.y_layout, f.x = x.data(), f.y = in_place ? x.data() : r.y.data();
     f.weight = pointer(a.weight), f.bias = pointer(a.bias);
     f.exponent = a.exponent, f.eps = a.eps, f.exponents = pointer(a.exponents);
     f.rtol = a.rtol, f.max_steps = a.max_steps, f.start = pointer(a.start);

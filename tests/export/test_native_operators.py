@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -90,6 +91,28 @@ def test_operator_with_what_follows_it(name: str, ending: str, positions: tuple[
         np.testing.assert_array_equal(y[group], run(opened, some_rows(given, group)))
         given["x"][0, 1, 0] = np.nan
         assert np.isnan(run(opened, given)[0, 1, 0]).all()  # a ReLU hides no NaN
+
+
+@pytest.mark.parametrize("read_again", [False, True])
+@pytest.mark.parametrize("ending", ["", *ENDINGS])
+@pytest.mark.parametrize("name", ["AugNorm", "BatchNorm", "RobustNorm"])
+def test_x_whose_memory_y_may_take(name: str, ending: str, read_again: bool) -> None:
+    """x is made by a node and y read by one: y may take x's memory. Where x is read again, it is still there."""
+    model = onnx.load_model_from_string(one_node(name + ending))
+    nodes = model.graph.node
+    nodes[0].input[0], nodes[0].output[0] = "between", "inner"
+    nodes.insert(0, helper.make_node("Neg", ["x"], ["between"]))
+    nodes.append(helper.make_node("Neg", ["inner"], ["y"]))
+    if read_again:
+        nodes.append(helper.make_node("Abs", ["between"], ["again"]))
+        model.graph.output.append(helper.make_tensor_value_info("again", TensorProto.FLOAT, None))
+    values = feed(32, positions=(16, 16))
+    expected = run(session(one_node(name + ending)), {**values, "x": -values["x"]})
+    opened = session(model.SerializeToString())
+    for _ in range(3):
+        y, *again = opened.run(None, {given.name: values[given.name] for given in opened.get_inputs()})
+        np.testing.assert_array_equal(y, -expected)
+        np.testing.assert_array_equal(again, [np.abs(values["x"])] * read_again)
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -53,7 +53,7 @@ print(np.float32(0.5) * single, (np.full(64, single) * np.float32(0.5)).min())
 
 
 def test_a_runtime_that_is_too_old_is_told() -> None:
-    """A runtime without API version 17, whose version 1 has the first slot of the table alone."""
+    """A runtime without API version 18, whose version 1 has the first slot of the table alone."""
     told: list[bytes] = []
 
     @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
@@ -71,4 +71,4 @@ def test_a_runtime_that_is_too_old_is_told() -> None:
     register = ctypes.CDLL(str(LIBRARY)).RegisterCustomOps
     register.restype = ctypes.c_void_p
     assert register(None, ctypes.byref(base)) == 1
-    assert told == [b"augserve's operators need ONNX Runtime 1.17 or newer"]
+    assert told == [b"augserve's operators need ONNX Runtime 1.18 or newer"]

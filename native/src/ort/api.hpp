@@ -1,5 +1,5 @@
 // What of ONNX Runtime's C API the operators use: a table of function pointers that later versions only append to,
-// so that a few slots with their numbers are enough for every version from 1.17 on. Names are ONNX Runtime's own.
+// so that a few slots with their numbers are enough for every version from 1.18 on. Names are ONNX Runtime's own.
 #pragma once
 
 #include <cstddef>
@@ -23,7 +23,7 @@ struct OrtCustomOp;
 
 namespace augserve::ort {
 
-constexpr std::uint32_t API_VERSION = 17;
+constexpr std::uint32_t API_VERSION = 18;
 
 enum ErrorCode : int { FAIL = 1, INVALID_ARGUMENT = 2 };
 enum ElementType : int { FLOAT = 1, INT64 = 7, FLOAT16 = 10 };
@@ -108,7 +108,6 @@ struct OrtCustomOp {
     Call<OrtStatus *, void *, OrtKernelContext *> KernelComputeV2;
     Getter<OrtStatus *, OrtShapeInferContext *> InferOutputShapeFn;
     Getter<int> GetStartVersion, GetEndVersion;
-    // Read from operators of API version 18 on.
     Call<std::size_t, int **, int **> GetMayInplace;
     Call<void, int *, int *> ReleaseMayInplace;
     Call<std::size_t, int **, int **> GetAliasMap;

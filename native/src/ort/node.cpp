@@ -129,6 +129,6 @@ void AUGSERVE_ORT_CALL destroy_node(void *node) { delete static_cast<Node *>(nod
 
 }  // namespace
 
-const Provider provider{"CPUExecutionProvider", MEMORY_OF_PROVIDER, create_node, run_node, destroy_node};
+const Provider provider{"CPUExecutionProvider", MEMORY_OF_PROVIDER, true, create_node, run_node, destroy_node};
 
 }  // namespace augserve::ort

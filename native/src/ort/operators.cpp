@@ -79,6 +79,17 @@ int AUGSERVE_ORT_CALL memory(const OrtCustomOp *, std::size_t index) {
 
 int AUGSERVE_ORT_CALL not_variadic(const OrtCustomOp *) { return 1; }
 
+// One pair of an input and the output that may take its memory, where nothing else reads that input. The runtime writes to
+// neither.
+std::size_t AUGSERVE_ORT_CALL in_place(int **inputs, int **outputs) {
+    static int x = X, y = 0;
+    *inputs = &x;
+    *outputs = &y;
+    return 1;
+}
+
+void AUGSERVE_ORT_CALL release_in_place(int *, int *) {}
+
 int AUGSERVE_ORT_CALL first_version(const OrtCustomOp *) { return 1; }
 
 int AUGSERVE_ORT_CALL last_version(const OrtCustomOp *) { return INT_MAX; }
@@ -107,6 +118,10 @@ CustomOp custom_op(const OrtApi &api, const Operator &which, const Ending &endin
     op.InferOutputShapeFn = infer_shape;
     op.GetStartVersion = first_version;
     op.GetEndVersion = last_version;
+    if (provider.in_place) {
+        op.GetMayInplace = in_place;
+        op.ReleaseMayInplace = release_in_place;
+    }
     op.api = &api;
     op.which = &which;
     op.ending = &ending;

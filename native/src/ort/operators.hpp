@@ -54,6 +54,7 @@ CustomOp custom_op(const OrtApi &api, const Operator &which, const Ending &endin
 struct Provider {
     const char *name;
     int memory_of_groups;  // where `group` and `tracked_weight` are wanted
+    bool in_place;         // y may be x
     OrtStatus *(AUGSERVE_ORT_CALL *create)(const OrtCustomOp *, const OrtApi *, const OrtKernelInfo *, void **);
     OrtStatus *(AUGSERVE_ORT_CALL *run)(void *, OrtKernelContext *);
     void (AUGSERVE_ORT_CALL *destroy)(void *);

@@ -61,7 +61,7 @@ AUGSERVE_EXPORT OrtStatus *AUGSERVE_ORT_CALL RegisterCustomOps(OrtSessionOptions
     using namespace augserve::ort;
     const OrtApi *api = base->GetApi(API_VERSION);
     if (!api) {
-        constexpr char text[] = "augserve's operators need ONNX Runtime 1.17 or newer";
+        constexpr char text[] = "augserve's operators need ONNX Runtime 1.18 or newer";
         const OrtApi *oldest = base->GetApi(1);  // whose first slot is there in every version
         return oldest ? oldest->CreateStatus(FAIL, text) : nullptr;
     }

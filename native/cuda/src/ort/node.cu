@@ -94,9 +94,9 @@ namespace augserve::ort {
 // `group` and `tracked_weight` are asked for in memory of the host, where they come from: the groups are sorted, checked
 // and planned for there, each launch has the grid that its groups need, and no kernel waits for another one's sizes.
 #ifdef AUGSERVE_EMULATED
-const Provider provider{"CPUExecutionProvider", MEMORY_OF_HOST, cuda::create_node, cuda::run_node, cuda::destroy_node};
+const Provider provider{"CPUExecutionProvider", MEMORY_OF_HOST, false, cuda::create_node, cuda::run_node, cuda::destroy_node};
 #else
-const Provider provider{"CUDAExecutionProvider", MEMORY_OF_HOST, cuda::create_node, cuda::run_node, cuda::destroy_node};
+const Provider provider{"CUDAExecutionProvider", MEMORY_OF_HOST, false, cuda::create_node, cuda::run_node, cuda::destroy_node};
 #endif
 
 }  // namespace augserve::ort
