@@ -34,6 +34,9 @@ native: .venv/ready-dev
 	@scripts/build-native
 	@touch .venv/native .venv/ready-train
 
+native-cuda: .venv/ready-dev
+	@scripts/build-native-cuda
+
 native-sanitize: .venv/ready-dev
 	@scripts/build-native sanitize
 

@@ -38,8 +38,29 @@ def test_blocks_run_in_order(tmp_path: Path) -> None:
             assert result.returncode == 0, f"{code}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
 
 
+def documents() -> list[Path]:
+    root = README.parent
+    return [README, root / "CONTRIBUTING.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def test_every_make_target_that_is_told_of_does_something() -> None:
+    makefile = (README.parent / "Makefile").read_text()
+    told = set(re.findall(r'@echo "make ([a-z-]+)', makefile))
+    for document in documents():
+        text = document.read_text()
+        told |= set(re.findall(r"`make ([a-z-]+)", text))
+        for _, code in BLOCK.findall(text):
+            told |= set(re.findall(r"^make ([a-z-]+)", code, re.MULTILINE))
+    assert {"test", "native-cuda"} <= told
+    for target in sorted(told):
+        command = ["make", "--dry-run", "--always-make", target]
+        done = subprocess.run(command, cwd=README.parent, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"make {target}: {done.stderr}"
+        assert "Nothing to be done" not in done.stdout, f"make {target} does nothing: its rule has no commands"
+
+
 def test_links_lead_somewhere() -> None:
     root = README.parent
-    for document in (README, root / "CONTRIBUTING.md", *sorted((root / "docs").rglob("*.md"))):
+    for document in documents():
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.relative_to(root)} links to {target}"

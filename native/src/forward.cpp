@@ -6,7 +6,7 @@
 #include "channel.hpp"
 #include "lanes.hpp"
 #include "parallel.hpp"
-#include "running.hpp"
+#include "tracked.hpp"
 
 namespace augserve {
 namespace {
@@ -34,7 +34,7 @@ private:
     void run(std::size_t channel, std::size_t channels, const Group &group) {
         const Plan &plan = group.plan;
         const std::size_t leading = leading_dimension(plan.count());
-        const bool copied = plan.count() <= MOST_COPIED && !in_place(group);
+        const bool copied = plan.count() <= MOST_COPIED && !in_place();
         const bool stored = copied && !rows_of_floats();  // the tile is turned into y's values, then stored
         const bool packed = plan.count() <= MOST_COPIED && a_.kind == AUGSERVE_AUG && group.lambda != 1;
         const std::size_t size = copied ? channels * leading : SAMPLE_SIZE;
@@ -86,10 +86,9 @@ private:
             by_blocks(values, map, buffer);
     }
 
-    // Whether values are read from where they lie: rows long enough to make blocks of their own, or read only once.
-    bool in_place(const Group &group) const {
-        const bool floats = a_.dtype == AUGSERVE_FLOAT32 && x_.layout.position == 1;
-        return floats && (std::size_t(a_.positions) >= BLOCK || (group.lambda == 1 && rows_of_floats()));
+    // Whether values are read from where they lie: rows long enough to make blocks of their own.
+    bool in_place() const {
+        return a_.dtype == AUGSERVE_FLOAT32 && x_.layout.position == 1 && std::size_t(a_.positions) >= BLOCK;
     }
 
     // Whether y is written row by row, without a copy.
@@ -140,18 +139,18 @@ private:
 
 void forward(const augserve_forward &a, const augserve_executor *executor) {
     std::vector<Group> groups;  // each goes the way that its own values make it go
-    std::vector<std::size_t> straight;  // rows
+    std::vector<std::size_t> tracked;  // rows
     std::size_t largest = 0;
     for (const Group &group : groups_of(a)) {
         if (forward_in_lanes(a, group, executor)) continue;
         if (group.lambda == 1 && row_by_row(a)) {
-            for (std::size_t i = 0; i < group.plan.rows; i++) straight.push_back(group.plan.row(i));
+            for (std::size_t i = 0; i < group.plan.rows; i++) tracked.push_back(group.plan.row(i));
             continue;
         }
         groups.push_back(group);
         largest = std::max(largest, group.plan.rows);
     }
-    if (!straight.empty()) forward_by_running_statistics(a, straight, executor);
+    if (!tracked.empty()) forward_tracked(a, tracked, executor);
     if (groups.empty()) return;
     const std::size_t channels = std::size_t(a.channels), positions = std::size_t(a.positions);
     const bool contiguous = a.x_layout.position == 1 && a.y_layout.position == 1;

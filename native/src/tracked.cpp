@@ -1,6 +1,6 @@
-// See running.hpp.
+// See tracked.hpp.
 
-#include "running.hpp"
+#include "tracked.hpp"
 
 #include "channel.hpp"
 #include "parallel.hpp"
@@ -16,8 +16,7 @@ bool row_by_row(const augserve_forward &a) {
     return a.dtype == AUGSERVE_FLOAT32 && a.x_layout.position == 1 && a.y_layout.position == 1 && a.positions >= LONG_ROW;
 }
 
-void forward_by_running_statistics(const augserve_forward &a, const std::vector<std::size_t> &rows,
-                                   const augserve_executor *executor) {
+void forward_tracked(const augserve_forward &a, const std::vector<std::size_t> &rows, const augserve_executor *executor) {
     const std::size_t channels = std::size_t(a.channels), positions = std::size_t(a.positions);
     std::vector<Affine> maps;
     maps.reserve(channels);
