@@ -7,9 +7,10 @@ Every function takes (x, weight, bias, running_mean, running_spread, group, trac
     center = lambda running_mean + (1 - lambda) center_of_group,   spread alike
     y = weight (x - center) / divisor(spread) + bias
 
-Rows are summed by themselves, then the sums by group with ScatterElements: a group's numbers do not depend on the
-other rows of the run, to the bit, and a NaN or inf stays in its group. Where lambda = 1 the running statistics are
-selected, not blended, so that such a row stands for itself.
+Rows are summed by themselves, then the sums by group with ScatterElements, which adds one after the other: a
+group's numbers do not depend on the other rows of the run, to the bit, and a NaN or inf stays in its group. Where
+all rows are one group, ReduceSum over `rows_axis` adds them before, faster and in the same order; else that is no
+axis. Where lambda = 1 the running statistics are selected, not blended, so that such a row stands for itself.
 
 Statistics are made in a Loop over blocks of channels, small enough that what is in between stays in cache; where
 every row is tracked, the Loop makes no pass. In it they are (G, channels of the block, 1); the Loop carries centers
@@ -74,16 +75,22 @@ _FUNCTION = """<opset_import: ["" : 18], domain: "{domain}">
       end = Add (start, block)
       more = Less (end, channels)
       b = Slice (x3, start, end, one_1)
-      row_mean = ReduceMean (b, two_1)
-      rows_channels = Shape (row_mean)
-      index = Expand (group_3, rows_channels)
-      zero_rows = ConstantOfShape (rows_channels)
-      one_rows = ConstantOfShape <value = float[1] {{1.0}}> (rows_channels)
       last_group = ReduceMax <keepdims = 1> (group)
       groups = Add (last_group, one_1)
-      zeros = Slice (zero_rows, zero_1, groups)
-      count = ScatterElements <axis = 0, reduction = "add"> (zeros, index, one_rows)
-      mean_sum = ScatterElements <axis = 0, reduction = "add"> (zeros, index, row_mean)
+      several = Min (last_group, one_1)
+      rows_axis = Slice (zero_1, several, no_end)
+      row_mean = ReduceMean (b, two_1)
+      mean_terms = ReduceSum <noop_with_empty_axes = 1> (row_mean, rows_axis)
+      terms = Shape (mean_terms)
+      group_of_term = ReduceMax <noop_with_empty_axes = 1> (group_3, rows_axis)
+      index = Expand (group_of_term, terms)
+      zero_terms = ConstantOfShape (terms)
+      zeros = Slice (zero_terms, zero_1, groups)
+      rows_channels = Shape (row_mean)
+      one_rows = ConstantOfShape <value = float[1] {{1.0}}> (rows_channels)
+      count_terms = ReduceSum <noop_with_empty_axes = 1> (one_rows, rows_axis)
+      count = ScatterElements <axis = 0, reduction = "add"> (zeros, index, count_terms)
+      mean_sum = ScatterElements <axis = 0, reduction = "add"> (zeros, index, mean_terms)
       mean = Div (mean_sum, count)
 {statistics}
       center_spread = Concat <axis = 2> (center, spread)

@@ -164,7 +164,8 @@ _EVALUATE_BELOW_2 = """
           a_safe = Add (a, tiny)
 {power}
           row_g = ReduceMean (power, two_1)
-          g = ScatterElements <axis = 0, reduction = "add"> (zeros, index, row_g)
+          g_terms = ReduceSum <noop_with_empty_axes = 1> (row_g, rows_axis)
+          g = ScatterElements <axis = 0, reduction = "add"> (zeros, index, g_terms)
           g_more = Sub (g, last_g)
           secant = Div (g_more, move)
           slope = Max (secant, least)
@@ -190,8 +191,10 @@ def _one_side(side: str, values: str, weights: str) -> str:
           {side}_all = Where ({values})
           row_{side}_w = ReduceSum ({side}_w_all, two_1)
           row_{side} = ReduceSum ({side}_all, two_1)
-          {side}_w = ScatterElements <axis = 0, reduction = "add"> (zeros, index, row_{side}_w)
-          {side}_sum = ScatterElements <axis = 0, reduction = "add"> (zeros, index, row_{side})
+          {side}_w_terms = ReduceSum <noop_with_empty_axes = 1> (row_{side}_w, rows_axis)
+          {side}_terms = ReduceSum <noop_with_empty_axes = 1> (row_{side}, rows_axis)
+          {side}_w = ScatterElements <axis = 0, reduction = "add"> (zeros, index, {side}_w_terms)
+          {side}_sum = ScatterElements <axis = 0, reduction = "add"> (zeros, index, {side}_terms)
           {side} = Max ({side}_sum, tiny)
           {side}_log = Log ({side})
 """

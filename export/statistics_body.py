@@ -1,7 +1,8 @@
 """A group's center and spread that need no solver, as text for the functions of `operators`.
 
 Each text uses what the function has made of a block of channels: its values b (N, B, L), zeros (G, B, 1), the mean
-of each group (G, B, 1), its count of rows, group (N) and index (N, B, 1). It defines center and spread, (G, B, 1).
+of each group (G, B, 1), its count of rows, group (N). Sums of rows are summed over rows_axis, then scattered by
+index, (N, B, 1) or, of one group, (1, B, 1). It defines center and spread, (G, B, 1).
 Groups of whose ids no row is have no numbers, and nothing reads them.
 """
 
@@ -12,7 +13,8 @@ VARIANCE = """
       z = Sub (b, mean_of_row)
       square = Mul (z, z)
       row_var = ReduceMean (square, two_1)
-      var_sum = ScatterElements <axis = 0, reduction = "add"> (zeros, index, row_var)
+      var_terms = ReduceSum <noop_with_empty_axes = 1> (row_var, rows_axis)
+      var_sum = ScatterElements <axis = 0, reduction = "add"> (zeros, index, var_terms)
       var = Div (var_sum, count)
 """
 
@@ -33,10 +35,11 @@ def extremes(values: str) -> str:
     return f"""
       highest = Add (zeros, infinity)
       lowest = Neg (highest)
-      row_low = ReduceMin ({values}, two_1)
-      row_high = ReduceMax ({values}, two_1)
-      low = ScatterElements <axis = 0, reduction = "min"> (highest, index, row_low)
-      high = ScatterElements <axis = 0, reduction = "max"> (lowest, index, row_high)
+      term_axes = Concat <axis = 0> (rows_axis, two_1)
+      low_terms = ReduceMin ({values}, term_axes)
+      high_terms = ReduceMax ({values}, term_axes)
+      low = ScatterElements <axis = 0, reduction = "min"> (highest, index, low_terms)
+      high = ScatterElements <axis = 0, reduction = "max"> (lowest, index, high_terms)
 """
 
 
