@@ -7,10 +7,10 @@ Every function takes (x, weight, bias, running_mean, running_spread, group, trac
     center = lambda running_mean + (1 - lambda) center_of_group,   spread alike
     y = weight (x - center) / divisor(spread) + bias
 
-Rows are summed by themselves, then the sums by group with ScatterElements, which adds one after the other: a
-group's numbers do not depend on the other rows of the run, to the bit, and a NaN or inf stays in its group. Where
-all rows are one group, ReduceSum over `rows_axis` adds them before, faster and in the same order; else that is no
-axis. Where lambda = 1 the running statistics are selected, not blended, so that such a row stands for itself.
+Rows are summed by themselves, then the sums by group with ScatterElements, which adds one after the other: what
+other groups hold changes no bit of a group, and a NaN or inf stays in its group. Where all rows are one group,
+ReduceSum over `rows_axis` adds them before, faster and in the same order; else that is no axis. Where lambda = 1
+the running statistics are selected, not blended, so that such a row stands for itself.
 
 Statistics are made in a Loop over blocks of channels, small enough that what is in between stays in cache; where
 every row is tracked, the Loop makes no pass. In it they are (G, channels of the block, 1); the Loop carries centers
