@@ -19,6 +19,7 @@ from augserve.manifest import Manifest
 from augserve.runtime import check_rows, rows_with_own_statistics, softmax
 from augserve.service.forms import Form
 from augserve.service.isolation import Groups, Piece, cut, group_rows, merge
+from augserve.service.lone_runs import rows_on_one_core
 from augserve.service.opening import Opening, open_forms
 from augserve.service.run_size import fitting_rows
 from augserve.service.schemas import Answer, Comparison, Prediction, PredictSettings, Timing, TopClass
@@ -110,11 +111,17 @@ class Predictor:
             rows = np.zeros((n, *self.manifest.shape), np.float32)
             self.adaptive.run(rows, np.zeros(n, np.int64), np.zeros(n, np.float32))
 
-    def fit_runs(self, limit: int) -> None:
-        """Measure how many rows fill a run beside others, at most `limit`, for each form that has such runs."""
+    def fit_runs(self, limit: int | None) -> None:
+        """Measure the runs of each form that holds its graph twice.
+
+        Args:
+            limit: the most rows that may fill a run beside others; None: how many do is not measured.
+        """
         for form in {self.adaptive, self.tracked}:
-            if form.merges and form.beside is not None:
-                form.fill = fitting_rows(form, self.manifest, limit)
+            if form.beside is not None:
+                form.few = rows_on_one_core(form, self.manifest)
+                if form.merges and limit is not None:
+                    form.fill = fitting_rows(form, self.manifest, limit)
 
     def predict(self, rows: npt.ArrayLike, settings: PredictSettings | None = None) -> Answer:
         """Predict rows in the calling thread.

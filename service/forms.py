@@ -4,8 +4,9 @@ A model is served in one or two forms. Rows with tracked statistics run on a fol
 others on the adaptive graph; which of them a request takes depends on its settings alone. A file with batch
 statistics takes no groups: there each group is a run.
 
-On a CPU a form may hold its graph twice: a run that has the machine to itself takes all cores, one of two side by
-side takes half of them. Both give the same bits, or there is only the first (see `self_check.same_bits`).
+On a CPU a form may hold its graph twice: a run that has the machine to itself takes all cores, unless it is of few
+rows; one of two side by side takes half of them. Both give the same bits, or there is only the first (see
+`self_check.same_bits`).
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Form:
         self._on_device = session.get_providers()[0] != CPU
         self._seconds: dict[int, float] = {}  # of the last run alone, by rows
         self.fill: int | None = None  # rows that fill a run beside others; None leaves it to the settings
+        self.few = 0  # up to so many rows, a run alone takes the session `beside`
 
     def seconds_of(self, rows: int) -> float:
         """Return how long the last run of so many rows took that was alone; inf where there was none."""
@@ -77,10 +79,11 @@ class Form:
         if self._adaptive:
             feed["group"] = ids
             feed["tracked_weight"] = tracked_weight
-        if not alone and self.beside is not None:
-            return self._run(self.beside, feed)
+        session = self.session
+        if self.beside is not None and (not alone or len(rows) <= self.few):
+            session = self.beside
         began = time.perf_counter()
-        logits = self._run_bound(feed) if self._on_device else self._run(self.session, feed)
+        logits = self._run_bound(feed) if self._on_device else self._run(session, feed)
         if alone:
             self._seconds[len(rows)] = time.perf_counter() - began
         return logits
