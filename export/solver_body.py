@@ -7,7 +7,9 @@ channel that has stopped is looked at again where it stopped, which gives the sa
 
 For phi < 2 the next estimate is by the secant through the two latest points, for which g alone has to be summed,
 not the weights of Newton's slope: see docs/adr/0013-secants-in-files.md. The push past the root does not grow,
-and it is the bracket's width that tells when to bisect, not passes without progress.
+and it is the bracket's width that tells when to bisect, not passes without progress. A pass that hits a value,
+0 / 0, tells nothing: the bracket stays, and any slope will do for the next pass. The first one looks beside the
+mean, so that equal values are not hit.
 
 The text uses what `operators` and `statistics_body.VARIANCE` define, and defines center and spread.
 """
@@ -59,10 +61,11 @@ _BLOCK_OF_PHI = """
 _SOLVER = """
       std = Sqrt (var)
       tolerance = Mul (rtol, std)
-      padding = Mul (padding_of_tolerance, tolerance)
+      share_of_tolerance = Mul (padding_of_tolerance, tolerance)
+      padding = Max (share_of_tolerance, tiny)
 {bracket}
       at_end, lower_end, upper_end, estimate_end, room_end{last} = Loop (
-          max_steps, going, zeros, low, high, zeros, room_0{starts}) <
+          max_steps, going, padding, low, high, zeros, room_0{starts}) <
         body = one_pass (int64 taken, bool going_on, float[?, ?, ?] at, float[?, ?, ?] lower,
             float[?, ?, ?] upper, float[?, ?, ?] estimate, float[?, ?, ?] room{states})
           => (bool go_on, float[?, ?, ?] next_at, float[?, ?, ?] new_lower, float[?, ?, ?] new_upper,
@@ -83,7 +86,7 @@ _SOLVER = """
           above = Greater (pushed, new_lower)
           below = Less (pushed, new_upper)
           inside = And (above, below)
-          less_room = Mul (room, half)
+          less_room = Mean (room, zeros)
           narrow = Less (gap, less_room)
           by_step = And (inside, narrow)
           middle = Mean (new_lower, new_upper)
@@ -137,8 +140,10 @@ _ENDS_BELOW_2 = """
           distance = Div (g, least)
           reach = Add (distance, push)
           other_end = Sub (at, reach)
-          left_end = Min (at, other_end)
-          right_end = Max (at, other_end)
+          left = Min (at, other_end)
+          right = Max (at, other_end)
+          left_end = Where (hit, lower, left)
+          right_end = Where (hit, upper, right)
           new_lower = Max (lower, left_end)
           new_upper = Min (upper, right_end)
 """
@@ -150,22 +155,23 @@ _ENDS_ABOVE_2 = """
 """
 
 _WEIGHTS = """
-          a_log = Log (a_safe)
+          a_log = Log ({a})
           w_log = Mul (a_log, p_less)
           w = Exp (w_log)
 """
-_POWER = _WEIGHTS + "          power = Mul (w, d)\n"
+_POWER = _WEIGHTS.format(a="a") + "          power = Mul (w, d)\n"
 _POWER_OF_ROOT = """
-          a_root = Sqrt (a_safe)
+          a_root = Sqrt (a)
           power = Div (d, a_root)
 """
 
 _EVALUATE_BELOW_2 = """
-          a_safe = Add (a, tiny)
 {power}
           row_g = ReduceMean (power, two_1)
           g_terms = ReduceSum <noop_with_empty_axes = 1> (row_g, rows_axis)
-          g = ScatterElements <axis = 0, reduction = "add"> (zeros, index, g_terms)
+          any_g = ScatterElements <axis = 0, reduction = "add"> (zeros, index, g_terms)
+          hit = IsNaN (any_g)
+          g = Where (hit, last_g, any_g)
           g_more = Sub (g, last_g)
           secant = Div (g_more, move)
           slope = Max (secant, least)
@@ -220,7 +226,7 @@ _EVALUATE_ABOVE_2 = (
           a_share = Div (a, reach_of_row)
           a_safe = Max (a_share, tiny)
 """
-    + _WEIGHTS
+    + _WEIGHTS.format(a="a_safe")
     + """
           powers = Mul (w, a_safe)
           is_left = Greater (d, zero)

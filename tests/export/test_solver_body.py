@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
+import onnxruntime as ort
 import pytest
+from onnx import helper
 
+from augserve.export.operators import function_body
 from tests import oracles
 from tests.export.native_operator_cases import SOLVER, Feed, one_node, run, session
 
@@ -37,13 +42,13 @@ def draw() -> npt.NDArray[np.float32]:
 
 
 def feed(x: npt.NDArray[np.float32]) -> Feed:
-    zeros, ones = np.zeros(len(CASES), np.float32), np.ones(len(CASES), np.float32)
+    zeros, ones = np.zeros(x.shape[1], np.float32), np.ones(x.shape[1], np.float32)
     parameters = {"weight": ones, "bias": zeros, "running_mean": zeros, "running_spread": ones}
     return {
         "x": x,
         **parameters,
-        "group": np.zeros(ROWS, np.int64),
-        "tracked_weight": np.zeros(ROWS, np.float32),
+        "group": np.zeros(len(x), np.int64),
+        "tracked_weight": np.zeros(len(x), np.float32),
     }
 
 
@@ -60,3 +65,59 @@ def test_the_median_of_hard_values_is_within_the_tolerance(phi: float) -> None:
         rounding = 1e-7 * (1 + abs(values).max() / spread**0.5)
         error = abs(y[:, k] - (values - center) / spread**0.5).max()
         assert error <= SOLVER["rtol"] + 4 * rounding, (case, error, rounding)
+
+
+@pytest.mark.parametrize("phi", [1.1, 1.5, 1.8])
+def test_a_pass_that_hits_a_value_goes_on(phi: float) -> None:
+    """The first looks at a tenth of the tolerance past the mean, which is 0 here, and where a value is."""
+    std = np.sqrt(np.float32(3.5))  # the two small values add nothing
+    hit = np.float32(0.1) * (np.float32(SOLVER["rtol"]) * std)
+    x = np.array([[[hit, 3, -1, -2, -hit, 3, -1, -2]]], np.float32)
+    model = one_node("AugNorm", ("N", "C", "L"), attributes={**SOLVER, "phi": phi, "eps": 0.0})
+    y = run(session(model, operators=False), feed(x))
+    center = oracles.generalized_median(x.ravel().astype(np.float64), phi)
+    assert center < -0.01
+    spread = 3.5 + center**2
+    np.testing.assert_allclose(y, (x - center) / spread**0.5, atol=1.1 * SOLVER["rtol"])
+
+
+@pytest.mark.parametrize("last_g", [-5.0, 5.0])
+@pytest.mark.parametrize("root", [False, True])
+def test_a_pass_that_hits_a_value_keeps_the_bracket(
+    last_g: float, root: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("augserve.export.operators.compact", lambda function: function)  # names stay
+    functions = function_body("AugNorm", root=root)
+    blocks = next(node for node in functions.node if node.op_type == "Loop")
+    solver = next(node for node in blocks.attribute[0].g.node if node.op_type == "Loop")
+    one_pass = solver.attribute[0].g
+    column = np.ones((1, 1, 1), np.float32)
+    outer = {
+        **{"group": np.zeros(1, np.int64), "index": np.zeros((1, 1, 1), np.int64), "zeros": 0 * column},
+        **{
+            "two_1": np.array([2]),
+            "rows_axis": np.array([0]),
+            "half": np.array(0.5, np.float32),
+            "p_less": np.array(-0.5, np.float32),
+        },
+        **{"z": np.array([[[-0.5, 0.25, 0.5, 0.9]]], np.float32), "least": 2 * column},
+        **{"padding": 1e-6 * column, "tolerance": 1e-5 * column},
+    }
+    state = {"at": 0.25, "lower": -0.75, "upper": 0.8, "estimate": 0.0, "room": 16.0, "move": 1.0, "last_g": last_g}
+    known = {node for n in one_pass.node for node in n.output} | {given.name for given in one_pass.input}
+    for name in sorted({name for n in one_pass.node for name in n.input if name} - known):
+        kind = helper.np_dtype_to_tensor_dtype(outer[name].dtype)
+        one_pass.input.append(helper.make_tensor_value_info(name, kind, outer[name].shape))
+    model = helper.make_model(one_pass, opset_imports=functions.opset_import, ir_version=8)
+    given = {given.name: outer[given.name] for given in one_pass.input if given.name in outer}
+    given |= {name: np.float32(value) * column for name, value in state.items()}
+    given |= {"taken": np.array(1), "going_on": np.array(True)}
+    opened = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in one_pass.output]
+    came = {name: values.item() for name, values in zip(names, opened.run(None, given), strict=True)}
+    assert came["go_on"]
+    assert came["new_lower"] == state["lower"]
+    assert came["new_upper"] == np.float32(state["upper"])
+    assert state["lower"] < came["next_at"] < state["upper"]
+    assert came["next_at"] != state["at"]
+    assert all(map(math.isfinite, came.values()))
