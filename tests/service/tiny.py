@@ -24,6 +24,7 @@ import uvicorn
 from augserve.manifest import UNSEALED
 from augserve.seal import seal
 from augserve.service import create_app, read_settings
+from augserve.service.server import KEEP_ALIVE_S
 
 CLASSES = ["ant", "bee", "cow", "dog"]
 SHAPE = [3, 8, 8]
@@ -130,7 +131,8 @@ def running(model: Path, *, wait: bool = True, **settings: object) -> Iterator[h
     listener.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     app = create_app(read_settings(model=model, threads=1, **settings))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="on"))
+    config = uvicorn.Config(app, log_level="critical", lifespan="on", timeout_keep_alive=KEEP_ALIVE_S)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
