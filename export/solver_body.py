@@ -8,8 +8,8 @@ channel that has stopped is looked at again where it stopped, which gives the sa
 For phi < 2 the next estimate is by the secant through the two latest points, for which g alone has to be summed,
 not the weights of Newton's slope: see docs/adr/0013-secants-in-files.md. The push past the root does not grow,
 and it is the bracket's width that tells when to bisect, not passes without progress. A pass that hits a value,
-0 / 0, tells nothing: the bracket stays, and any slope will do for the next pass. The first one looks beside the
-mean, so that equal values are not hit.
+0 / 0, tells nothing: the bracket stays, and the next pass looks a padding to the left. The first one looks beside
+the mean, so that equal values are not hit.
 
 The text uses what `operators` and `statistics_body.VARIANCE` define, and defines center and spread.
 """
@@ -61,8 +61,7 @@ _BLOCK_OF_PHI = """
 _SOLVER = """
       std = Sqrt (var)
       tolerance = Mul (rtol, std)
-      share_of_tolerance = Mul (padding_of_tolerance, tolerance)
-      padding = Max (share_of_tolerance, tiny)
+      padding = Mul (padding_of_tolerance, tolerance)
 {bracket}
       at_end, lower_end, upper_end, estimate_end, room_end{last} = Loop (
           max_steps, going, padding, low, high, zeros, room_0{starts}) <
@@ -171,7 +170,7 @@ _EVALUATE_BELOW_2 = """
           g_terms = ReduceSum <noop_with_empty_axes = 1> (row_g, rows_axis)
           any_g = ScatterElements <axis = 0, reduction = "add"> (zeros, index, g_terms)
           hit = IsNaN (any_g)
-          g = Where (hit, last_g, any_g)
+          g = Where (hit, tiny, any_g)
           g_more = Sub (g, last_g)
           secant = Div (g_more, move)
           slope = Max (secant, least)

@@ -119,6 +119,7 @@ class Predictor:
         """
         for form in {self.adaptive, self.tracked}:
             if form.beside is not None:
+                form.few = 0  # until it is measured, a run alone takes all cores
                 form.few = rows_on_one_core(form, self.manifest)
                 if form.merges and limit is not None:
                     form.fill = fitting_rows(form, self.manifest, limit)

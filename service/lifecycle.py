@@ -197,7 +197,7 @@ class Service:
             fall_back=settings.provider_fallback,
         )
         predictor.warm_up(settings.warmup_rows())
-        predictor.fit_runs(None if settings.preferred_batch_size else settings.rows_of_a_run())
+        predictor.fit_runs(settings.rows_of_a_run() if settings.preferred_batch_size is None else None)
         for form in {predictor.adaptive, predictor.tracked}:  # requests may hold it for long after it was replaced
             weakref.finalize(form, self._freed.set).atexit = False
         return predictor

@@ -7,17 +7,13 @@ measured when a model is loaded.
 
 from __future__ import annotations
 
-import time
-
-import numpy as np
-
 from augserve.manifest import Manifest
 from augserve.service.forms import Form
+from augserve.service.run_times import shortest_runs
 
 LEAST = 4  # below it, what a run costs beside the model shows
 GAIN = 0.02  # of a row's time, for which twice as many rows are taken
 LONG_S = 0.01  # beside runs as long as this the event loop does little: their size is left to what waits
-ROUNDS, ENOUGH_S = 5, 0.1  # of measuring two sizes
 
 
 def fitting_rows(form: Form, manifest: Manifest, limit: int) -> int:
@@ -44,13 +40,6 @@ def fitting_rows(form: Form, manifest: Manifest, limit: int) -> int:
 
 
 def _gains(form: Form, manifest: Manifest, n: int) -> bool:
-    """Whether a row costs less in runs of 2 n rows than in runs of n, by the shortest of each."""
-    rows = np.random.default_rng(0).normal(size=(2 * n, *manifest.shape)).astype(np.float32)
-    times: dict[int, list[float]] = {n: [], 2 * n: []}
-    began = time.perf_counter()
-    while len(times[n]) < ROUNDS and time.perf_counter() < began + ENOUGH_S:
-        for size, taken in times.items():
-            start = time.perf_counter()
-            form.run(rows[:size], np.zeros(size, np.int64), np.zeros(size, np.float32), alone=False)
-            taken.append(time.perf_counter() - start)
-    return min(times[2 * n]) < 2 * (1 - GAIN) * min(times[n])
+    """Whether a row costs less in runs of 2 n rows than in runs of n."""
+    short, long = shortest_runs(form, manifest, [(n, False), (2 * n, False)])
+    return long < 2 * (1 - GAIN) * short

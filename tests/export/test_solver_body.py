@@ -73,12 +73,23 @@ def test_a_pass_that_hits_a_value_goes_on(phi: float) -> None:
     std = np.sqrt(np.float32(3.5))  # the two small values add nothing
     hit = np.float32(0.1) * (np.float32(SOLVER["rtol"]) * std)
     x = np.array([[[hit, 3, -1, -2, -hit, 3, -1, -2]]], np.float32)
+    assert_solved(x, phi, var=3.5)
+
+
+@pytest.mark.parametrize("phi", [1.5, 1.8])
+def test_a_pass_that_hits_a_value_after_another_goes_on(phi: float) -> None:
+    """A padding to the left of the first point is the mean, and the middle of the bracket."""
+    hit = np.float32(0.1) * (np.float32(SOLVER["rtol"]) * np.sqrt(np.float32(1.75)))
+    x = np.array([[[hit, 3, -1, -2, -hit / 2, 3, -1, -2, -hit / 2, *(0,) * 7]]], np.float32)
+    assert_solved(x, phi, var=1.75)
+
+
+def assert_solved(x: npt.NDArray[np.float32], phi: float, var: float) -> None:
     model = one_node("AugNorm", ("N", "C", "L"), attributes={**SOLVER, "phi": phi, "eps": 0.0})
     y = run(session(model, operators=False), feed(x))
     center = oracles.generalized_median(x.ravel().astype(np.float64), phi)
     assert center < -0.01
-    spread = 3.5 + center**2
-    np.testing.assert_allclose(y, (x - center) / spread**0.5, atol=1.1 * SOLVER["rtol"])
+    np.testing.assert_allclose(y, (x - center) / (var + center**2) ** 0.5, atol=1.1 * SOLVER["rtol"])
 
 
 @pytest.mark.parametrize("last_g", [-5.0, 5.0])
@@ -93,15 +104,17 @@ def test_a_pass_that_hits_a_value_keeps_the_bracket(
     one_pass = solver.attribute[0].g
     column = np.ones((1, 1, 1), np.float32)
     outer = {
-        **{"group": np.zeros(1, np.int64), "index": np.zeros((1, 1, 1), np.int64), "zeros": 0 * column},
-        **{
-            "two_1": np.array([2]),
-            "rows_axis": np.array([0]),
-            "half": np.array(0.5, np.float32),
-            "p_less": np.array(-0.5, np.float32),
-        },
-        **{"z": np.array([[[-0.5, 0.25, 0.5, 0.9]]], np.float32), "least": 2 * column},
-        **{"padding": 1e-6 * column, "tolerance": 1e-5 * column},
+        "z": np.array([[[-0.5, 0.25, 0.5, 0.9]]], np.float32),
+        "group": np.zeros(1, np.int64),
+        "index": np.zeros((1, 1, 1), np.int64),
+        "rows_axis": np.array([0]),
+        "two_1": np.array([2]),
+        "zeros": 0 * column,
+        "tiny": np.array(1e-30, np.float32),
+        "p_less": np.array(-0.5, np.float32),
+        "least": 2 * column,
+        "tolerance": 1e-5 * column,
+        "padding": 1e-6 * column,
     }
     state = {"at": 0.25, "lower": -0.75, "upper": 0.8, "estimate": 0.0, "room": 16.0, "move": 1.0, "last_g": last_g}
     known = {node for n in one_pass.node for node in n.output} | {given.name for given in one_pass.input}
@@ -118,6 +131,5 @@ def test_a_pass_that_hits_a_value_keeps_the_bracket(
     assert came["go_on"]
     assert came["new_lower"] == state["lower"]
     assert came["new_upper"] == np.float32(state["upper"])
-    assert state["lower"] < came["next_at"] < state["upper"]
-    assert came["next_at"] != state["at"]
+    assert came["next_at"] == pytest.approx(state["at"] - 1e-6, abs=1e-7)
     assert all(map(math.isfinite, came.values()))
