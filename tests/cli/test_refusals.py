@@ -319,9 +319,9 @@ def on_terminal(*arguments: object, **environment: str) -> str:
 def test_no_color_leaves_no_escape_codes(finished: Round, tmp_path: Path) -> None:
     for arguments in (["info", finished.adaptive], ["info", tmp_path / "none.onnx"]):
         assert "\x1b[" in on_terminal(*arguments)
-        plain = on_terminal(*arguments, NO_COLOR="1")
+        plain = on_terminal(*arguments, NO_COLOR="1", COLUMNS="300")  # wide enough for any path
         assert "\x1b" not in plain
-        assert str(arguments[1])[-9:] in plain
+        assert str(arguments[1]) in plain
 
 
 def test_output_that_is_no_terminal_has_no_escape_codes(finished: Round) -> None:
