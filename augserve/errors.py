@@ -23,7 +23,7 @@ Each message says what was expected, what came, and what to do. The tree::
         ├── DeadlineError             the request waited longer than allowed
         └── RemoteError               the server at the other end refused or failed
 
-Errors know nothing of HTTP or exit statuses: `service/http_errors.py` and `cli.py` each hold one table.
+Errors know nothing of HTTP or exit statuses: `service/http/errors.py` and `cli.py` each hold one table.
 """
 
 from __future__ import annotations

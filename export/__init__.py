@@ -1,7 +1,7 @@
 """From torch to ONNX with the statistics under control: `export_onnx` writes the file and proves it."""
 
-from augserve.export.convert import convert_onnx
 from augserve.export.exporter import export_onnx, verify_onnx
+from augserve.export.foreign.convert import convert_onnx
 from augserve.export.parity import ParityReport
 from augserve.runtime import open_session
 

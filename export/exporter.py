@@ -18,23 +18,23 @@ from torch.nn import functional
 
 import augserve
 from augserve.errors import ExportError, InputError, unknown_choice
-from augserve.export.filters import lower_filters
-from augserve.export.fold import lower_tracked
-from augserve.export.functions import functions_of
-from augserve.export.fuse import fuse_endings
-from augserve.export.operators import OPSET
+from augserve.export.operators.body import OPSET
+from augserve.export.operators.filters import lower_filters
+from augserve.export.operators.fold import lower_tracked
+from augserve.export.operators.functions import functions_of
+from augserve.export.operators.fuse import fuse_endings
 from augserve.export.opsets import check_opset, ir_version_for
 from augserve.export.parity import ParityReport, compare, compare_accuracy
 from augserve.export.precision import check_precision, converted
 from augserve.export.sizes import Size, merge_sizes
-from augserve.export.trace import refuse_what_cannot_be_exported, trace
+from augserve.export.tracing.trace import refuse_what_cannot_be_exported, trace
 from augserve.files import write_atomic
 from augserve.manifest import FILE_MODES, METADATA_KEY, FileMode, Manifest, NormLayer, ParityCheck, Precision
 from augserve.norms import norm_layers
 from augserve.norms.modes import evaluating
 from augserve.runtime import check_rows, kernels_of, open_session, read_manifest, rows_with_own_statistics
-from augserve.runtime_native import Native
-from augserve.seal import seal
+from augserve.runtime.kernels import Native
+from augserve.runtime.seal import seal
 
 
 def export_onnx(

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from augserve.errors import ExportError
-from augserve.export.operators import OPSET
+from augserve.export.operators.body import OPSET
 
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from augserve.service.app import create_app
-    from augserve.service.dataplane import Predictor
+    from augserve.service.model.predictor import Predictor
     from augserve.service.schemas import PredictSettings
     from augserve.service.server import serve
     from augserve.service.settings import Settings, read_settings
@@ -22,7 +22,7 @@ __all__ = ["PredictSettings", "Predictor", "Settings", "create_app", "read_setti
 
 _MODULES = {
     "PredictSettings": "schemas",
-    "Predictor": "dataplane",
+    "Predictor": "model.predictor",
     "Settings": "settings",
     "create_app": "app",
     "read_settings": "settings",

@@ -11,13 +11,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import override
 
 from augserve import __version__
-from augserve.service import http_errors
-from augserve.service.keys import Guard, read_api_keys
+from augserve.service.http import errors as http_errors
+from augserve.service.http.keys import Guard, read_api_keys
+from augserve.service.http.openapi import describe
+from augserve.service.http.routes import health, metrics, models, predict, v2
 from augserve.service.lifecycle import Service
-from augserve.service.observe import Observe, find_tracing
-from augserve.service.openapi import describe
-from augserve.service.routes import health, metrics, models, predict, v2
 from augserve.service.settings import Settings, read_settings
+from augserve.service.watch.observe import Observe, find_tracing
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

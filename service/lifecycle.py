@@ -17,15 +17,15 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from augserve.errors import AugserveError, ModelFileError, NotReadyError
-from augserve.service.dataplane import Job, Predictor
-from augserve.service.deadlines import Deadline
-from augserve.service.memory import give_back_freed_memory
-from augserve.service.metrics import Metrics
-from augserve.service.placement import placing, usable_cores
-from augserve.service.repository import Repository, check_paths
-from augserve.service.rows import Limits
-from augserve.service.scheduler import RunReport, Scheduler
+from augserve.service.body.rows import Limits
+from augserve.service.model.placement import placing, usable_cores
+from augserve.service.model.predictor import Job, Predictor
+from augserve.service.model.repository import Repository, check_paths
+from augserve.service.queue.deadlines import Deadline
+from augserve.service.queue.memory import give_back_freed_memory
+from augserve.service.queue.scheduler import RunReport, Scheduler
 from augserve.service.settings import Settings
+from augserve.service.watch.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 

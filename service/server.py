@@ -20,11 +20,11 @@ import uvicorn
 
 from augserve.errors import ConfigurationError
 from augserve.service.app import build_app
+from augserve.service.http.transport import GatheringProtocol
 from augserve.service.lifecycle import Service
-from augserve.service.logs import access_log
-from augserve.service.memory import share_one_heap
+from augserve.service.queue.memory import share_one_heap
 from augserve.service.settings import Settings
-from augserve.service.transport import GatheringProtocol
+from augserve.service.watch.logs import access_log
 
 DRAIN_MARGIN_S = 30
 SWITCH_S = 1e-5  # for which a thread that has run waits before the event loop hands it Python: see ADR 0011

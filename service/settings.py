@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from augserve.errors import ConfigurationError
 from augserve.runtime import DEFAULT_PROVIDERS
-from augserve.service.placement import usable_cores
+from augserve.service.model.placement import usable_cores
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -28,8 +28,8 @@ from augserve.manifest import UNSEALED, FileMode
 from augserve.models import build_model, list_models
 from augserve.native import find_library
 from augserve.runtime import run_rows
-from augserve.runtime_native import Native
-from augserve.seal import seal
+from augserve.runtime.kernels import Native
+from augserve.runtime.seal import seal
 
 IMAGE = (3, 32, 32)
 FOLDED, UNROLLED = "folded", "batch, written out"

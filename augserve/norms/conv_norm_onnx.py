@@ -8,8 +8,8 @@ of the graph. `spectra_for_export` computes it. Inside, a ConvNorm2d that torch.
     full = Conv(x, a);    y = CircularFilter(full, v[, shift]);    y = Conv(y, r)
 
 The positions that `take` lists are crop and stride and the zeros that r sees beyond a border, all in one. A kernel
-of 1 x 1 is one convolution, whose weight has v and r as factors. `augserve.export.filters` gives the node its
-meaning.
+of 1 x 1 is one convolution, whose weight has v and r as factors. `augserve.export.operators.filters` gives the node
+its meaning.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from augserve import client_retries
+from augserve.client import retries as client_retries
 from tests.cli.conftest import Run, one_line
 
 ANSWER: dict[str, Any] = {

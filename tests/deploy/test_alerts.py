@@ -11,8 +11,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from augserve.service.metrics import Metrics
 from augserve.service.settings import Settings
+from augserve.service.watch.metrics import Metrics
 from tests.deploy.files import DEPLOY, GUIDE, load, told
 
 RULES = DEPLOY / "alerts.yaml"

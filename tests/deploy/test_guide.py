@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from augserve.service.metrics import Metrics
 from augserve.service.settings import Settings
+from augserve.service.watch.metrics import Metrics
 from tests.deploy.files import DEPLOY, GUIDE, load, paths, seconds_of, settings_of
 from tests.deploy.test_systemd import UNIT, options, variables
 

@@ -22,13 +22,14 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from augserve.contents import MAX_NODES
 from augserve.errors import ModelFileError
 from augserve.export import export_onnx
 from augserve.manifest import MAX_CHARACTERS, METADATA_KEY
 from augserve.norms import AugNorm2d
-from augserve.runtime import MAX_ROW_VALUES, open_session, read_manifest, run_rows
-from augserve.seal import seal
+from augserve.runtime import open_session, read_manifest, run_rows
+from augserve.runtime.contents import MAX_NODES
+from augserve.runtime.promises import MAX_ROW_VALUES
+from augserve.runtime.seal import seal
 from augserve.service import Predictor
 from tests.export.conftest import small_network
 from tests.service.tiny import save_sealed

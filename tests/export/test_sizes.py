@@ -22,7 +22,7 @@ from augserve.norms import AugNorm2d, use_statistics
 from augserve.runtime import check_rows, read_manifest, run_rows
 from augserve.statistics import Statistics
 from tests.export.conftest import small_network
-from tests.export.test_conv_norm import Residual, drawn, exported, random
+from tests.export.tracing.test_conv_norm import Residual, drawn, exported, random
 from tests.tolerances import KERNEL, PARITY
 
 pytestmark = pytest.mark.slow

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from augserve.service.deadlines import Deadline
-from augserve.service.forms import Form
 from augserve.service.isolation import Piece, cut, group_rows
-from augserve.service.scheduler import Ran, RunReport, Scheduler
+from augserve.service.model.graph import Form
+from augserve.service.queue.deadlines import Deadline
+from augserve.service.queue.scheduler import Ran, RunReport, Scheduler
 from augserve.statistics import Statistics
 
 LONG = 60.0

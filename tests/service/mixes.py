@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from augserve.service import Predictor, PredictSettings
-from augserve.service.dataplane import Job
-from augserve.service.scheduler import Ran, RunReport
+from augserve.service.model.predictor import Job
+from augserve.service.queue.scheduler import Ran, RunReport
 from tests.service.held import Held
 
 MAX_ROWS = 9

@@ -16,13 +16,13 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import ASGIApp, Message
 
 from augserve.errors import QueueFullError
-from augserve.service import http_errors
-from augserve.service.keys import ApiKeys, Guard
-from augserve.service.logs import access_log
-from augserve.service.metrics import Metrics
-from augserve.service.observe import Observe, note, note_run
-from augserve.service.routes import metrics as metrics_route
-from augserve.service.tracing import Tracing
+from augserve.service.http import errors as http_errors
+from augserve.service.http.keys import ApiKeys, Guard
+from augserve.service.http.routes import metrics as metrics_route
+from augserve.service.watch.logs import access_log
+from augserve.service.watch.metrics import Metrics
+from augserve.service.watch.observe import Observe, note, note_run
+from augserve.service.watch.tracing import Tracing
 
 QUEUE_S, RUN_S = 0.002, 0.03
 

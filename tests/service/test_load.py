@@ -12,7 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from augserve.service import create_app, lifecycle, read_settings, scheduler
+from augserve.service import create_app, lifecycle, read_settings
+from augserve.service.queue import scheduler
 from tests.service.tiny import running, some_rows, wait_until, write_model
 
 BODY = {"instances": some_rows(1).tolist()}

@@ -22,7 +22,8 @@ BODY = {"instances": some_rows(2).tolist()}
 
 HELD_SERVER = """
 import sys
-from augserve.service import read_settings, scheduler, serve
+from augserve.service import read_settings, serve
+from augserve.service.queue import scheduler
 run = scheduler.run_together
 def held(form, pieces, **how):
     print("running", flush=True)

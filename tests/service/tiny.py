@@ -22,7 +22,7 @@ import onnx.parser
 import uvicorn
 
 from augserve.manifest import UNSEALED
-from augserve.seal import seal
+from augserve.runtime.seal import seal
 from augserve.service import create_app, read_settings
 from augserve.service.server import KEEP_ALIVE_S
 

@@ -25,9 +25,9 @@ def _installed() -> bool:
 
 
 def _triton() -> Any:
-    from augserve.norms.kernels import triton_norm
+    from augserve.norms.kernels.triton import norm
 
-    return triton_norm
+    return norm
 
 
 def forward(

@@ -1,4 +1,4 @@
-// The operators of the domain `augserve` as ONNX Runtime takes them: what export/operators.py writes as functions.
+// The operators of the domain `augserve` as ONNX Runtime takes them: what export/operators/body.py writes as functions.
 //
 // Each library has one provider of kernels (node.cpp here, native/cuda's node.cu there); everything else is the same.
 #pragma once

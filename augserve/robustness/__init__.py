@@ -1,5 +1,0 @@
-"""How a model fares on inputs that are perturbed. One attack per file."""
-
-from augserve.robustness.simba import SimbaResult, simba
-
-__all__ = ["SimbaResult", "simba"]

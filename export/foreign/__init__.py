@@ -1,0 +1,1 @@
+"""Anyone's ONNX file, made adaptive: read, followed row by row, rewritten and proved."""

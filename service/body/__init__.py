@@ -1,0 +1,1 @@
+"""What a request holds: from its bytes to checked settings and rows."""

@@ -1,0 +1,1 @@
+"""A model that is served: opened, checked, measured, kept by name, asked."""

@@ -1,0 +1,1 @@
+"""Who waits and who runs: places, deadlines, turns, and the passes of the graphs."""

@@ -1,0 +1,1 @@
+"""What an operator sees: counters, spans, and the access log."""
