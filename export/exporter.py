@@ -18,12 +18,11 @@ from torch.nn import functional
 
 import augserve
 from augserve.errors import ExportError, InputError, unknown_choice
-from augserve.export.operators.body import OPSET
 from augserve.export.operators.filters import lower_filters
 from augserve.export.operators.fold import lower_tracked
 from augserve.export.operators.functions import functions_of
 from augserve.export.operators.fuse import fuse_endings
-from augserve.export.opsets import check_opset, ir_version_for
+from augserve.export.opsets import OPSET, check_opset, ir_version_for
 from augserve.export.parity import ParityReport, compare, compare_accuracy
 from augserve.export.precision import check_precision, converted
 from augserve.export.sizes import Size, merge_sizes

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,8 @@ import onnx_ir as ir
 
 from augserve.errors import ExportError, unknown_choice
 from augserve.manifest import FileMode, Precision
-from augserve.norms.symbolic import DOMAIN
+from augserve.operators import DOMAIN, INPUT
+from augserve.runtime.onnx_graph import drop_unread, hold, names_read
 
 PRECISIONS: tuple[str, ...] = ("float16", "float32", "int8")
 
@@ -123,15 +123,9 @@ def _take_out_statistics(model: onnx.ModelProto) -> None:
     for node in graph.node:
         if node.domain == DOMAIN:
             node.input[:] = _without_parameters(node)
-    wanted = {value.name for value in graph.output}
-    nodes = []
-    for node in reversed(graph.node):
-        if wanted.intersection(node.output):
-            nodes.append(node)
-            wanted.update(node.input)
-    _keep(graph.node, nodes[::-1])
-    _keep(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in wanted])
-    _keep(graph.input, [value for value in graph.input if value.name in wanted])
+    drop_unread(graph)
+    read = {name for node in graph.node for name in names_read(node)}
+    hold(graph.input, [value for value in graph.input if value.name in read])
 
 
 def _put_back_statistics(halved: onnx.ModelProto, model: onnx.ModelProto) -> None:
@@ -144,9 +138,9 @@ def _put_back_statistics(halved: onnx.ModelProto, model: onnx.ModelProto) -> Non
         if node.domain == DOMAIN:
             values, whole = list(node.input), norms[node.name]
             node.input[:] = [values[0], *whole.input[_parameters(whole)], *values[1:]]
-    _keep(graph.node, [*nodes.values(), *(node for node in model.graph.node if node.name not in present)])
+    hold(graph.node, [*nodes.values(), *(node for node in model.graph.node if node.name not in present)])
     graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name not in present)
-    _keep(graph.input, list(model.graph.input))
+    hold(graph.input, list(model.graph.input))
     if norms:
         del graph.value_info[:]  # which tell of the types as they were
 
@@ -162,13 +156,6 @@ def _parameters(node: onnx.NodeProto) -> slice:
     return slice(1, len(node.input) - ("Add" in node.op_type))
 
 
-def _keep(values: Any, kept: list[Any]) -> None:
-    """Make a repeated field hold these entries."""
-    copies = [type(value).FromString(value.SerializeToString()) for value in kept]
-    del values[:]
-    values.extend(copies)
-
-
 def _to_int8(model: onnx.ModelProto, rows: npt.NDArray[np.float32]) -> onnx.ModelProto:
     import tempfile
 
@@ -181,7 +168,7 @@ def _to_int8(model: onnx.ModelProto, rows: npt.NDArray[np.float32]) -> onnx.Mode
 
         def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
             part = next(self.left, None)
-            return None if part is None else {"input": part}
+            return None if part is None else {INPUT: part}
 
     copy = onnx.ModelProto()  # the tensors of what it is given are moved elsewhere
     copy.CopyFrom(model)

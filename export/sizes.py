@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 from onnx import (
-    AttributeProto,
     GraphProto,
     ModelProto,
     NodeProto,
@@ -28,6 +27,7 @@ from onnx import (
 )
 
 from augserve.errors import ExportError
+from augserve.runtime.onnx_graph import following, rename_in_node, subgraphs
 
 Size = tuple[int, int]
 Names = dict[str, str]
@@ -152,16 +152,9 @@ def _values(graph: GraphProto) -> Iterator[str]:
     yield from (value.name for value in graph.input)
     for node in graph.node:
         yield from node.output
-        for inner in _subgraphs(node):
+        for inner in subgraphs(node):
             yield from _values(inner)
             yield from (tensor.name for tensor in inner.initializer)
-
-
-def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def _branch(model: ModelProto, size: Size, names: Names, weights: set[str]) -> GraphProto:
@@ -174,7 +167,7 @@ def _branch(model: ModelProto, size: Size, names: Names, weights: set[str]) -> G
     for node in model.graph.node:
         copied = NodeProto()
         copied.CopyFrom(node)
-        _rename(copied, names)
+        rename_in_node(copied, following(names))
         if (copied.domain, copied.op_type) == ("", "Conv"):
             for k, name in enumerate(copied.input):
                 if name in weights:
@@ -188,17 +181,6 @@ def _branch(model: ModelProto, size: Size, names: Names, weights: set[str]) -> G
             graph.node.append(helper.make_node("Identity", [names.get(value.name, value.name)], [ends[value.name]]))
         graph.output.append(_named(value, ends[value.name]))
     return graph
-
-
-def _rename(node: NodeProto, names: Names) -> None:
-    """Rename what a node takes and makes, also in its subgraphs: no name means two things in one model."""
-    node.input[:] = [names.get(name, name) for name in node.input]
-    node.output[:] = [names.get(name, name) for name in node.output]
-    for graph in _subgraphs(node):
-        for inner in graph.node:
-            _rename(inner, names)
-        for value in graph.output:
-            value.name = names.get(value.name, value.name)
 
 
 def _find(image: str, sizes: list[Size]) -> list[NodeProto]:

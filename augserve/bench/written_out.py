@@ -8,10 +8,12 @@ from __future__ import annotations
 import onnx
 import onnx.parser
 
+from augserve.operators import DOMAIN
+
 STEPS = 8
 NAME = "AugNorm"
 
-_FUNCTION = """<opset_import: ["" : 18], domain: "augserve">
+_FUNCTION = """<opset_import: ["" : 18], domain: "{domain}">
 AugNorm <phi, eps, rtol, max_steps> (x, weight, bias, running_mean, running_spread, group, tracked_weight) => (y)
 {{
   phi = Constant <value_float: float = @phi> ()
@@ -102,4 +104,6 @@ def write_out(model: onnx.ModelProto) -> None:
     steps = "".join(_STEP.format(k=k, at=f"at_{k - 1}" if k else "zeros") for k in range(STEPS))
     for function in model.functions:
         if function.name == NAME:
-            function.CopyFrom(onnx.parser.parse_function(_FUNCTION.format(steps=steps, last=STEPS - 1)))
+            function.CopyFrom(
+                onnx.parser.parse_function(_FUNCTION.format(domain=DOMAIN, steps=steps, last=STEPS - 1))
+            )

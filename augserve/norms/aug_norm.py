@@ -17,15 +17,14 @@ from typing_extensions import override
 
 from augserve.norms.base import StatisticsNorm
 from augserve.norms.exponent import HasExponent
-from augserve.norms.functional import CALIBRATION, SOLVER, aug_norm, center_and_variance
-from augserve.norms.fused import make_spec
+from augserve.norms.function import make_spec
 from augserve.norms.kernels.spec import AUG, Spec
+from augserve.norms.median.operator import CALIBRATION, SOLVER, center_and_variance
 from augserve.norms.median.problem import largest_phi
 from augserve.norms.median.solve import solve
 from augserve.norms.median.values import Values
 from augserve.norms.processes import Processes
 from augserve.norms.reduction import Reduction, along_channels, reduced_dims
-from augserve.norms.symbolic import LEARNED
 
 PHI_OF_CHANNELS = 1.5  # stands in a Spec whose channels have exponents of their own
 
@@ -58,7 +57,7 @@ class AugNorm(HasExponent, StatisticsNorm):
     def reset_parameters(self) -> None:
         """Set gamma to 1, beta to 0, a learned phi and the running statistics to their beginning."""
         super().reset_parameters()
-        if "phi_logit" in self._parameters:  # not yet, while the base is set up
+        if hasattr(self, "phi_logit"):  # not yet, while the base is set up
             self._reset_exponent()
 
     @override
@@ -81,14 +80,6 @@ class AugNorm(HasExponent, StatisticsNorm):
         return result.value, found.var + (found.mean - result.value) ** 2
 
     @override
-    def divisor(self, spread: Tensor) -> Tensor:
-        return torch.sqrt(spread + self.eps)
-
-    @override
-    def unbiased(self, spread: Tensor, count: int) -> Tensor:
-        return spread * (count / (count - 1))
-
-    @override
     def spec(self) -> Spec | None:
         return make_spec(AUG, PHI_OF_CHANNELS if self.learn_phi else self._phi, self.eps)
 
@@ -100,26 +91,8 @@ class AugNorm(HasExponent, StatisticsNorm):
         return phi if isinstance(phi, Tensor) else None
 
     @override
-    def normalize_batch(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor, Tensor]:
-        # What torch.compile fuses is written plainly; what autograd would keep too much of is one function.
-        if self.synchronised or torch.compiler.is_compiling() or not self.kernels_know:
-            return super().normalize_batch(x, over)
-        weight, bias, start = (
-            None if v is None else along_channels(v, x) for v in (self.weight, self.bias, self.start())
-        )
-        phi = self._exponent(x)
-        y, mu, var = aug_norm(x, reduced_dims(x), phi, self.eps, weight=weight, bias=bias, start=start)
-        return y, mu.flatten(), var.flatten()
-
-    @override
     def start(self) -> Tensor | None:
         return self.running_mean if self.warm_start and self.training else None
-
-    @override
-    def _without_rows(self, x: Tensor) -> Tensor:
-        phi = self._exponent(x)
-        y = super()._without_rows(x)
-        return y + (0 * phi).to(y.dtype) if isinstance(phi, Tensor) else y  # a gradient for every parameter
 
     def _exponent(self, x: Tensor) -> float | Tensor:
         phi = self.phi
@@ -131,7 +104,7 @@ class AugNorm(HasExponent, StatisticsNorm):
     def operator(self) -> tuple[str, dict[str, float | int]]:
         rtol, max_steps = SOLVER[torch.float32]
         if self.learn_phi:
-            return LEARNED, {"eps": self.eps, "rtol": rtol, "max_steps": max_steps}
+            return "AugNormLearned", {"eps": self.eps, "rtol": rtol, "max_steps": max_steps}
         if self._phi == 2:
             return "BatchNorm", {"eps": self.eps}
         if self._phi == 1:

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from augserve.errors import ConfigurationError, InputError, StatisticsError
 from augserve.norms.exponent import HasExponent
-from augserve.norms.functional import aug_norm, center_and_variance
+from augserve.norms.function import make_spec, normalize, takes
+from augserve.norms.kernels.dispatch import CHANNELS_LAST
+from augserve.norms.kernels.spec import AUG
+from augserve.norms.median.operator import center_and_variance
 from augserve.norms.reduction import along_channels, require_floating
 
 
@@ -66,9 +69,8 @@ class AugInstanceNorm(OwnRows):
                 f"{type(self).__name__} expected a {kinds} input with {self.num_features} channels in dimension 1; "
                 f"got shape {tuple(x.shape)}"
             )
-        weight, bias = (None if v is None else along_channels(v, x) for v in (self.weight, self.bias))
-        phi = along_channels(self.phi, x) if isinstance(self.phi, Tensor) else self.phi
-        return _normalize(self, x, tuple(range(2, x.ndim)), phi, weight, bias)
+        sets = x.reshape(x.shape[0] * x.shape[1], math.prod(x.shape[2:]))
+        return _laid_as(x, _normalize(self, sets, self.weight, self.bias).reshape(x.shape))
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
@@ -173,8 +175,8 @@ class AugLayerNorm(OwnRows):
         last = len(self.normalized_shape)
         if tuple(x.shape[x.ndim - last :]) != self.normalized_shape:
             raise InputError(f"AugLayerNorm expected (..., {self.normalized_shape}); got shape {tuple(x.shape)}")
-        values = x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
-        y = _normalize(self, values, tuple(range(x.ndim - last, x.ndim)), self.phi)
+        sets = _wide(x).reshape(math.prod(x.shape[: x.ndim - last]), math.prod(self.normalized_shape))
+        y = _laid_as(x, _normalize(self, sets).reshape(x.shape))
         return _elementwise(y, self.weight, self.bias).to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -240,11 +242,9 @@ class AugGroupNorm(OwnRows):
             raise InputError(
                 f"AugGroupNorm expected (N, {self.num_channels}, *spatial); got shape {tuple(x.shape)}"
             )
-        grouped = x.reshape(x.shape[0], self.num_groups, self.num_channels // self.num_groups, *x.shape[2:])
-        phi = self.phi
-        phi = phi.view(1, -1, *(1,) * (x.ndim - 1)) if isinstance(phi, Tensor) else phi
-        values = grouped.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else grouped
-        y = _normalize(self, values, tuple(range(2, grouped.ndim)), phi).flatten(1, 2)
+        count, channels = x.shape[0] * self.num_groups, self.num_channels // self.num_groups
+        sets = _wide(x).reshape(count, channels * math.prod(x.shape[2:]))
+        y = _laid_as(x, _normalize(self, sets).reshape(x.shape))
         weight, bias = (None if v is None else along_channels(v, x) for v in (self.weight, self.bias))
         return _elementwise(y, weight, bias).to(x.dtype)
 
@@ -268,24 +268,44 @@ def _affine_parameters(
 
 def _normalize(
     layer: AugInstanceNorm | AugLayerNorm | AugGroupNorm,
-    x: Tensor,
-    dims: tuple[int, ...],
-    phi: float | Tensor,
+    sets: Tensor,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    require_floating(x, type(layer).__name__)
-    if x.numel() == 0:
-        return _elementwise(x * 1, weight, bias)
-    if math.prod([x.shape[d] for d in dims]) == 1:
+    """Normalize each of the sets (R, m); weight, bias and exponents, where they are given, repeat over them."""
+    require_floating(sets, type(layer).__name__)
+    count, size = sets.shape
+    if sets.numel() == 0:
+        return sets * 1
+    if size == 1:
         raise StatisticsError(
-            f"{type(layer).__name__} expected more than 1 value to normalize together; got shape {tuple(x.shape)}"
+            f"{type(layer).__name__} expected more than 1 value to normalize together; got sets of shape "
+            f"{tuple(sets.shape)}"
         )
-    if not torch.compiler.is_compiling():
-        return aug_norm(x, dims, phi, layer.eps, weight=weight, bias=bias)[0]
-    values = x.to(torch.promote_types(x.dtype, torch.float32))
-    mu, var = center_and_variance(values, dims, phi)
-    return _elementwise((values - mu) * torch.rsqrt(var + layer.eps), weight, bias).to(x.dtype)
+    phi = layer.phi
+    exponent, each = (1.5, phi) if isinstance(phi, Tensor) else (phi, None)
+    weight, bias, exponents = (None if v is None else v.repeat(count // len(v)) for v in (weight, bias, each))
+    channels, spec = sets.unsqueeze(0), make_spec(AUG, exponent, layer.eps)
+    if takes(channels, spec):
+        return normalize(channels, weight, bias, exponents, None, spec)[0].squeeze(0)
+    values = _wide(sets)
+    mu, var = center_and_variance(values, (1,), exponent if exponents is None else exponents[:, None])
+    y = (values - mu) * torch.rsqrt(var + layer.eps)
+    weight, bias = (None if v is None else v[:, None] for v in (weight, bias))
+    return _elementwise(y, weight, bias).to(sets.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Return floating point values as float32 or better."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
+
+
+def _laid_as(x: Tensor, y: Tensor) -> Tensor:
+    """Return y, of the shape of x, in its memory format."""
+    order = CHANNELS_LAST.get(x.ndim)
+    if order is None or x.is_contiguous() or not x.is_contiguous(memory_format=order):
+        return y
+    return y.contiguous(memory_format=order)
 
 
 def _elementwise(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -207,7 +207,7 @@ def normalize_weights(
     if not layers:
         raise ConfigurationError("found no nn.Conv1d, Conv2d, Conv3d or Linear to normalize")
     for name, layer in layers.items():
-        if type(layer._parameters.get("weight")) is not nn.Parameter:
+        if not has_plain_weight(layer):
             raise ConfigurationError(f"layer {name!r}: its weight is parametrized already, or not initialized yet")
     for layer in layers.values():
         if kind == "spectral":
@@ -215,6 +215,11 @@ def normalize_weights(
         else:
             register_parametrization(layer, "weight", ONI(**options))
     return tuple(layers)
+
+
+def has_plain_weight(layer: nn.Module) -> bool:
+    """Return whether a layer's weight is a parameter as it is: neither computed by a parametrization nor lazy."""
+    return type(dict(layer.named_parameters(recurse=False)).get("weight")) is nn.Parameter
 
 
 def _orthogonal_rows(v: Tensor, num_steps: int, eps: float) -> Tensor:

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from augserve.norms.base import StatisticsNorm
-from augserve.norms.fused import make_spec
+from augserve.norms.function import make_spec
 from augserve.norms.kernels.spec import AUG, Spec
 from augserve.norms.median.values import Values, moments
-from augserve.norms.reduction import Reduction
+from augserve.norms.reduction import Local, Reduction
 
 
 class BatchNorm(StatisticsNorm):
@@ -35,21 +35,14 @@ class BatchNorm(StatisticsNorm):
         return moments(values)
 
     @override
-    def divisor(self, spread: Tensor) -> Tensor:
-        return torch.sqrt(spread + self.eps)
-
-    @override
-    def unbiased(self, spread: Tensor, count: int) -> Tensor:
-        return spread * (count / (count - 1))
-
-    @override
     def spec(self) -> Spec | None:
         return make_spec(AUG, 2.0, self.eps)
 
     @override
     def normalize_batch(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor, Tensor]:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        if not self.kernels_know or self.synchronised or (self.weight is not None and self.weight.dtype != dtype):
+        other = self.weight is not None and self.weight.dtype != dtype
+        if not self.kernels_know or not isinstance(over, Local) or other:
             return super().normalize_batch(x, over)
         # Momentum 1 leaves the batch's own statistics in the two buffers: one pass of torch's kernel for all.
         mean, var = torch.zeros((2, self.num_features), device=x.device, dtype=dtype)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from augserve.errors import ConfigurationError, InputError, unknown_choice
-from augserve.norms.conv_norm_onnx import constants_for, traced
 from augserve.norms.reduction import require_floating
+from augserve.norms.tracing import tracer
 
 Pair = int | tuple[int, int]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -112,7 +112,7 @@ class ConvNorm2d(nn.Conv2d):
     def reset_parameters(self) -> None:
         """Draw weight and bias as nn.Conv2d does; set r to the identity and its bias to 0."""
         super().reset_parameters()
-        r, shift = self._parameters.get("affine_weight"), self._parameters.get("affine_bias")
+        r, shift = getattr(self, "affine_weight", None), getattr(self, "affine_bias", None)
         if r is not None and shift is not None:  # not there yet while nn.Conv2d is set up
             nn.init.dirac_(r, self.out_channels)
             nn.init.zeros_(shift)
@@ -128,10 +128,11 @@ class ConvNorm2d(nn.Conv2d):
         if self.padding_mode == "circular":
             x = _window(x, (0, 0), extended)
         elif self.padding_mode != "zeros":
-            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        if torch.onnx.is_in_onnx_export() and (constants := constants_for(self, input)) is not None:
-            y = traced(self, constants, x, [zeros, size, start, span])
-            return y if input.ndim == 4 else y.squeeze(0)
+            x = F.pad(x, self._pads(), mode=self.padding_mode)
+        if torch.onnx.is_in_onnx_export() and (who := tracer()) is not None:
+            lengths = [zeros, size, start, span]
+            if (traced := who.conv_norm(self, (input.shape[-2], input.shape[-1]), x, lengths)) is not None:
+                return traced if input.ndim == 4 else traced.squeeze(0)
         weight = self.weight  # once: a parametrization may compute it
         bias = self.bias if self.bias_position == "before" else None
         full = F.conv2d(x, weight, bias, 1, zeros, self.dilation, self.groups)
@@ -173,7 +174,7 @@ class ConvNorm2d(nn.Conv2d):
         They are: the input's, other than zeros padded; zeros on each side of it; that of the convolution that is
         normalized; where the output begins in it (negative on a torus); the span that the output steps over.
         """
-        left, right, top, bottom = self._reversed_padding_repeated_twice
+        left, right, top, bottom = self._pads()
         mode, axes = self.padding_mode, []
         for dim, (size, begin, end) in enumerate(((height, top, bottom), (width, left, right))):
             extent = self.dilation[dim] * (self.kernel_size[dim] - 1) + 1
@@ -189,6 +190,15 @@ class ConvNorm2d(nn.Conv2d):
             }.get(mode, (begin + end, extent - 1, extent - 1))
             axes.append((size + added, zeros, size + added + 2 * zeros - extent + 1, start, span))
         return list(zip(*axes, strict=True))
+
+    def _pads(self) -> list[int]:
+        """Return the positions added left, right, above and below, as F.pad takes them."""
+        if not isinstance(self.padding, str):
+            height, width = self.padding
+            return [width, width, height, height]
+        extents = zip(reversed(self.dilation), reversed(self.kernel_size), strict=True)
+        added = [step * (taps - 1) if self.padding == "same" else 0 for step, taps in extents]
+        return [side for both in added for side in (both // 2, both - both // 2)]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 
 from augserve.errors import ConfigurationError, unknown_choice
 from augserve.norms.base import StatisticsNorm
+from augserve.norms.baselines import has_plain_weight
 from augserve.norms.conv_norm import ConvNorm2d
 from augserve.norms.registry import FAMILIES, Family, check_options, family_of
+from augserve.norms.torch_private import BATCH_NORMS, take_hooks
 from augserve.statistics import Statistics
 
 Subclasses = Literal["error", "skip", "convert"]
+Old = Any  # a BatchNorm of torch, or a StatisticsNorm
 
 CONV = "conv"
 _CONV_OPTIONS = ("eps", "affine", "affine_position", "bias_position")
 # The layers of torch by rank, as the layers of a `Family`; SyncBatchNorm takes any.
 _RANKS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
 
 
 @dataclass(frozen=True)
@@ -110,7 +98,7 @@ def convert_norm(
         done: tuple[type[nn.Module], ...] = (ConvNorm2d,)
         replace = _to_conv_norm(options)
     else:
-        sources, done = (TorchBatchNorm, StatisticsNorm), ()
+        sources, done = (*BATCH_NORMS, StatisticsNorm), ()
         replace = _to_family(norm, family_of(norm, options), options)
     if isinstance(module, sources):
         kind = type(module).__name__
@@ -134,10 +122,10 @@ def convert_norm(
             f"found no {'nn.Conv2d' if norm == CONV else 'torch.nn.BatchNorm'} layer to convert"
         )
     new = {id(layer): replace(name, layer) for name, layer in layers.items()}
-    for parent in list(module.modules()):
-        for name, child in parent._modules.items():  # named_children leaves out the second use of a shared layer
-            if id(child) in new:
-                parent._modules[name] = new[id(child)][0]
+    for path, child in list(module.named_modules(remove_duplicate=False)):  # a shared layer has several
+        if id(child) in new:
+            parent, _, name = path.rpartition(".")
+            setattr(module.get_submodule(parent), name, new[id(child)][0])
     changes = tuple(
         (name, type(layer).__name__, type(new[id(layer)][0]).__name__) for name, layer in layers.items()
     )
@@ -149,17 +137,15 @@ def _is_known(layer: nn.Module) -> bool:
     return type(layer) in (*_RANKS, nn.Conv2d, *ours)
 
 
-def _to_family(
-    norm: str, family: Family, options: dict[str, Any]
-) -> Callable[[str, TorchBatchNorm | StatisticsNorm], tuple[nn.Module, bool]]:
+def _to_family(norm: str, family: Family, options: dict[str, Any]) -> Callable[[str, Old], tuple[nn.Module, bool]]:
     """Return the function from a layer, with its name, to the family's, and whether that holds its statistics."""
 
-    def replace(name: str, old: TorchBatchNorm | StatisticsNorm) -> tuple[nn.Module, bool]:
+    def replace(name: str, old: Old) -> tuple[nn.Module, bool]:
         if isinstance(old, nn.modules.lazy.LazyModuleMixin):
             raise ConfigurationError(
                 f"layer {name!r}: a {type(old).__name__} has no shape yet; run a batch through the network first"
             )
-        if old.affine and type(old._parameters.get("weight")) is not nn.Parameter:
+        if old.affine and not has_plain_weight(old):
             raise ConfigurationError(
                 f"layer {name!r}: its weight is parametrized; remove the parametrization first"
             )
@@ -186,7 +172,7 @@ def _to_family(
     return replace
 
 
-def _rank(old: TorchBatchNorm | StatisticsNorm) -> int:
+def _rank(old: Old) -> int:
     """Return the index, among the layers of a family, of the one with the rank of `old`."""
     for kinds in (_RANKS, *(family.layers for family in FAMILIES.values())):
         for rank, kind in enumerate(kinds):
@@ -195,7 +181,7 @@ def _rank(old: TorchBatchNorm | StatisticsNorm) -> int:
     return len(_RANKS) - 1
 
 
-def _is_tracked(old: TorchBatchNorm | StatisticsNorm) -> bool:
+def _is_tracked(old: Old) -> bool:
     """Return whether evaluation uses running statistics: torch asks for the buffers, not for the flag."""
     if isinstance(old, StatisticsNorm):
         return old.track_running_stats
@@ -208,7 +194,7 @@ def _place(old: nn.Module) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _keep_statistics(old: TorchBatchNorm | StatisticsNorm, new: StatisticsNorm) -> bool:
+def _keep_statistics(old: Old, new: StatisticsNorm) -> bool:
     """Give the running statistics of `old` to `new`; return whether nothing was lost."""
     if not _is_tracked(old) or old.running_mean is None or not new.track_running_stats:
         return True
@@ -228,7 +214,7 @@ def _to_conv_norm(options: dict[str, Any]) -> Callable[[str, nn.Conv2d], tuple[n
     """Return the function from a convolution, with its name, to a ConvNorm2d with its weight and bias."""
 
     def replace(name: str, old: nn.Conv2d) -> tuple[nn.Module, bool]:
-        if type(old._parameters.get("weight")) is not nn.Parameter:
+        if not has_plain_weight(old):
             raise ConfigurationError(f"layer {name!r}: its weight is parametrized, or has no shape yet")
         new = ConvNorm2d(
             old.in_channels,
@@ -251,10 +237,5 @@ def _to_conv_norm(options: dict[str, Any]) -> Callable[[str, nn.Conv2d], tuple[n
 
 def _dressed_as(new: nn.Module, old: nn.Module) -> nn.Module:
     """Give `new` the hooks, whose handles go on working, and the training flag of `old`."""
-    for hooks in _HOOKS:
-        setattr(new, hooks, getattr(old, hooks))
-    for hook in new._load_state_dict_pre_hooks.values():
-        if getattr(hook, "with_module", False):  # it holds its layer
-            vars(hook)["module"] = weakref.ref(new)
-    new._is_full_backward_hook = old._is_full_backward_hook
+    take_hooks(new, old)
     return new.train(old.training)

@@ -15,8 +15,7 @@ from typing_extensions import override
 
 from augserve.errors import InputError
 from augserve.norms.exponent import HasExponent
-from augserve.norms.functional import SOLVER
-from augserve.norms.median.operator import median_of_segments
+from augserve.norms.median.operator import SOLVER, median_of_segments
 from augserve.norms.reduction import Segments, require_floating
 
 
@@ -149,7 +148,7 @@ class AugGraphNorm(HasExponent, GraphNorm):
     def reset_parameters(self) -> None:
         """Set gamma and alpha to 1, beta to 0, a learned phi to its beginning."""
         super().reset_parameters()
-        if "phi_logit" in self._parameters:  # not yet, while the base is set up
+        if hasattr(self, "phi_logit"):  # not yet, while the base is set up
             self._reset_exponent()
 
     @override

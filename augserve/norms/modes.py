@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 
 from augserve.errors import StatisticsError
+from augserve.norms import library
 from augserve.norms.base import StatisticsNorm
 from augserve.norms.grouping import make_grouping
-from augserve.norms.kernels import native
 from augserve.norms.kernels.spec import AUG
 from augserve.norms.processes import ProcessGroup, check_group
+from augserve.norms.torch_private import BATCH_NORMS
 from augserve.statistics import Statistics
 
 
@@ -34,7 +34,7 @@ def fast_in_channels_last(layer: StatisticsNorm) -> bool:
         return False
     if spec.kind == AUG and spec.exponent != 1.5:
         return spec.exponent == 2.0
-    return native.fast_in_channels_last()
+    return library.fast_in_channels_last()
 
 
 def set_statistics(module: nn.Module, statistics: Statistics) -> None:
@@ -139,7 +139,7 @@ def _check(module: nn.Module, layers: dict[str, StatisticsNorm], statistics: Seq
             raise StatisticsError(f"expected Statistics, such as Statistics('batch'); got {one!r}")
     if any(s.mode != "tracked" for s in statistics):
         for name, other in module.named_modules():
-            if isinstance(other, TorchBatchNorm):
+            if isinstance(other, BATCH_NORMS):
                 raise StatisticsError(
                     f"layer {name!r} (torch.nn.{type(other).__name__}) knows no statistics modes: convert the "
                     "network first with augserve.norms.convert_norm(model, 'batch')"

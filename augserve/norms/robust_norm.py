@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from augserve.errors import ConfigurationError, unknown_choice
 from augserve.norms.base import StatisticsNorm
-from augserve.norms.fused import make_spec
+from augserve.norms.function import make_spec
 from augserve.norms.kernels.reference import power_of_range
 from augserve.norms.kernels.spec import ROBUST, ROBUST_RANGE, Spec
 from augserve.norms.median.values import Values, moments
@@ -58,28 +58,20 @@ class RobustNorm(StatisticsNorm):
     def group_statistics(self, x: Tensor, over: Reduction) -> tuple[Tensor, Tensor]:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         extent = (over.amax(x) - over.amin(x)).flatten()
-        return over.mean(x).flatten(), self.spread_of(extent)
+        return over.mean(x).flatten(), self._spread_of(extent)
 
     @override
     def statistics_over(self, values: Values) -> tuple[Tensor, Tensor]:
         low, high = values.extremes()
         extent = high - low
-        return moments(values)[0], self.spread_of(extent)
-
-    @override
-    def divisor(self, spread: Tensor) -> Tensor:
-        return (self._power(spread) if self.track == "range" else spread) + self.eps
+        return moments(values)[0], self._spread_of(extent)
 
     @override
     def spec(self) -> Spec | None:
         return make_spec(ROBUST_RANGE if self.track == "range" else ROBUST, self.p, self.eps)
 
-    @override
-    def spread_of(self, measured: Tensor) -> Tensor:
-        return measured if self.track == "range" else self._power(measured)
-
-    def _power(self, extent: Tensor) -> Tensor:
-        return power_of_range(extent, self.p)
+    def _spread_of(self, extent: Tensor) -> Tensor:
+        return extent if self.track == "range" else power_of_range(extent, self.p)
 
     @override
     def operator(self) -> tuple[str, dict[str, float | int]]:

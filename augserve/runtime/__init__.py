@@ -1,7 +1,6 @@
 """An augserve file in ONNX Runtime: opened, checked, and run. No torch; onnx only when a file is folded."""
 
 from augserve.runtime.kernels import Kernels, Native
-from augserve.runtime.promises import ADAPTIVE_INPUTS
 from augserve.runtime.rows import check_rows, rows_with_own_statistics, run_rows, softmax
 from augserve.runtime.session import (
     DEFAULT_PROVIDERS,
@@ -12,7 +11,6 @@ from augserve.runtime.session import (
 )
 
 __all__ = [
-    "ADAPTIVE_INPUTS",
     "DEFAULT_PROVIDERS",
     "Kernels",
     "Native",

@@ -10,8 +10,8 @@ import onnxruntime as ort
 
 from augserve.errors import ModelFileError
 from augserve.manifest import Manifest, TensorSpec
+from augserve.operators import GRAPH_INPUTS, GROUP, INPUT, LOGITS, TRACKED_WEIGHT
 
-ADAPTIVE_INPUTS = ("input", "group", "tracked_weight")
 MAX_ROW_VALUES = 2**28  # 1 GiB
 _ORT_TYPES = {"float32": "float", "float64": "double"}  # the others have NumPy's names
 
@@ -26,23 +26,23 @@ def check_graph(session: ort.InferenceSession, manifest: Manifest, path: Path) -
             f"{path}: expected rows of at most {MAX_ROW_VALUES} values; its manifest promises {manifest.shape}"
         )
     inputs = {node.name: node for node in session.get_inputs()}
-    expected = ADAPTIVE_INPUTS if manifest.mode == "adaptive" else ADAPTIVE_INPUTS[:1]
+    expected = GRAPH_INPUTS if manifest.mode == "adaptive" else (INPUT,)
     if tuple(inputs) != expected:
         raise ModelFileError(
             f"{path}: its manifest promises mode {manifest.mode} with inputs {', '.join(expected)}; "
             f"the graph has {', '.join(inputs)}; export the file again"
         )
     several: list[int | str] = [*manifest.shape[:1], "H", "W"]
-    _check_tensor(path, inputs["input"], "tensor(float)", several if manifest.sizes else manifest.shape)
+    _check_tensor(path, inputs[INPUT], "tensor(float)", several if manifest.sizes else manifest.shape)
     if manifest.sizes and manifest.shape[1:] != list(manifest.sizes[0]):
         raise ModelFileError(f"{path}: its manifest gives shape {manifest.shape} and other sizes {manifest.sizes}")
     if manifest.mode == "adaptive":
-        _check_tensor(path, inputs["group"], "tensor(int64)", [])
-        _check_tensor(path, inputs["tracked_weight"], "tensor(float)", [])
+        _check_tensor(path, inputs[GROUP], "tensor(int64)", [])
+        _check_tensor(path, inputs[TRACKED_WEIGHT], "tensor(float)", [])
     outputs = session.get_outputs()
-    if [node.name for node in outputs] != ["logits"]:
+    if [node.name for node in outputs] != [LOGITS]:
         names = ", ".join(node.name for node in outputs)
-        raise ModelFileError(f"{path}: expected one output, logits; the graph has {names}; export the file again")
+        raise ModelFileError(f"{path}: expected one output, {LOGITS}; the graph has {names}; export the file again")
     _check_tensor(path, outputs[0], "tensor(float)", [len(manifest.classes)])
     if manifest.preprocessing is not None:
         p = manifest.preprocessing
@@ -53,8 +53,8 @@ def check_graph(session: ort.InferenceSession, manifest: Manifest, path: Path) -
 def _check_converted(session: ort.InferenceSession, manifest: Manifest, path: Path) -> None:
     """Refuse a converted file whose inputs and outputs, in this order, are not what its manifest says."""
     own = (
-        TensorSpec(name=ADAPTIVE_INPUTS[1], dtype="int64", shape=[]),
-        TensorSpec(name=ADAPTIVE_INPUTS[2], dtype="float32", shape=[]),
+        TensorSpec(name=GROUP, dtype="int64", shape=[]),
+        TensorSpec(name=TRACKED_WEIGHT, dtype="float32", shape=[]),
     )
     for kind, nodes, specs in (
         ("inputs", session.get_inputs(), [*manifest.inputs, *own]),

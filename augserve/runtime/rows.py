@@ -8,7 +8,7 @@ import onnxruntime as ort
 
 from augserve.errors import InputError
 from augserve.manifest import Manifest
-from augserve.runtime.promises import ADAPTIVE_INPUTS
+from augserve.operators import GROUP, STEERING, TRACKED_WEIGHT
 
 
 def run_rows(
@@ -30,13 +30,13 @@ def run_rows(
     """
     n = len(rows)
     names = [node.name for node in session.get_inputs()]
-    own = [name for name in names if name not in ADAPTIVE_INPUTS[1:]]
+    own = [name for name in names if name not in STEERING]
     if len(own) != 1:
         raise InputError(f"expected a file with one input; this one takes {', '.join(own)}: call the session's run")
     feed: dict[str, npt.NDArray[np.generic]] = {own[0]: rows}
-    if "group" in names:
-        feed["group"] = np.zeros(n, np.int64) if group is None else group
-        feed["tracked_weight"] = np.ones(n, np.float32) if tracked_weight is None else tracked_weight
+    if GROUP in names:
+        feed[GROUP] = np.zeros(n, np.int64) if group is None else group
+        feed[TRACKED_WEIGHT] = np.ones(n, np.float32) if tracked_weight is None else tracked_weight
     logits: npt.NDArray[np.float32] = session.run([session.get_outputs()[0].name], feed)[0]
     return logits
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+
+from augserve.runtime.onnx_graph import attributes_of, constants_of, hold, numbers_of
 
 if TYPE_CHECKING:
     import onnx
@@ -71,8 +72,7 @@ def convolve_shortcuts(model: onnx.ModelProto) -> bool:
             )
         )
         changed = True
-    del graph.node[:]
-    graph.node.extend(written)
+    hold(graph.node, written)
     return changed
 
 
@@ -81,7 +81,7 @@ def _find(graph: onnx.GraphProto) -> dict[str, _Shortcut]:
     if any(node.op_type == "QuantizeLinear" for node in graph.node):
         return {}  # there slices and paddings may work on integers
     makers = {name: node for node in graph.node for name in node.output}
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants = constants_of(graph)
     found = {}
     for node in graph.node:
         if node.op_type != "Pad" or node.domain:
@@ -100,9 +100,7 @@ def _find(graph: onnx.GraphProto) -> dict[str, _Shortcut]:
 
 def _added_channels(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> tuple[int, int] | None:
     """Return how many channels of zeros a Pad adds, before and after; None where it does something else."""
-    from onnx import helper
-
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    attributes = attributes_of(node)
     pads = _numbers(node, 1, constants)
     value = _numbers(node, 2, constants)
     if attributes.get("mode", b"constant") != b"constant" or pads is None or len(pads) != 8 or len(node.input) > 3:
@@ -129,12 +127,8 @@ def _steps(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> tupl
 
 def _numbers(node: onnx.NodeProto, index: int, constants: dict[str, onnx.TensorProto]) -> list[float] | None:
     """Return a constant input as a list, empty where it is left out; None where it is computed."""
-    from onnx import numpy_helper
-
     name = node.input[index] if len(node.input) > index else ""
-    if not name:
-        return []
-    values: npt.NDArray[np.generic] | None = numpy_helper.to_array(constants[name]) if name in constants else None
+    values = numbers_of(constants, name) if name else np.empty(0)
     return None if values is None else list(np.ravel(values).tolist())
 
 

@@ -11,19 +11,18 @@ On a CPU shortcuts without parameters become convolutions (`shortcuts`), in file
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from augserve.operators import DOMAIN, STEERING, divisor, parted
+from augserve.runtime.onnx_graph import attributes_of, constants_of, drop_unread, hold, names_read, numbers_of
 from augserve.runtime.shortcuts import convolve_shortcuts
 
 if TYPE_CHECKING:
     import onnx
-
-DOMAIN = "augserve"
-CHOICES = ("group", "tracked_weight")  # inputs of an adaptive graph that a tracked one does not have
-ENDINGS = (("AddRelu", True, True), ("Add", True, False), ("Relu", False, True), ("", False, False))
 
 Array = npt.NDArray[np.float64]
 
@@ -37,84 +36,65 @@ def tracked_form(content: bytes, *, cpu: bool = True) -> bytes | None:
 
     Returns:
         An ONNX file with the other inputs alone and without metadata; None where the file has no such form: the
-        groups reach the answer past our norms, a parameter of a norm is not a float32 constant, the package
-        onnx is not installed, or the file is of mode tracked and its graph as good as any.
+        groups reach the answer past our norms, a parameter of a norm is not a float32 constant, or the file is
+        of mode tracked and its graph as good as any.
+
+    Raises:
+        ModelFileError: an operator of the domain that this augserve does not know.
 
     Example:
         >>> folded = tracked_form(Path("model.onnx").read_bytes())  # doctest: +SKIP
     """
-    try:
-        import onnx
-    except ImportError:
-        return None
+    import onnx
 
     model = onnx.load_model_from_string(content)
     graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants = constants_of(graph)
     written: list[onnx.NodeProto] = []
     for node in graph.node:
         if node.domain != DOMAIN:
             written.append(node)
             continue
-        affine = _affine(node, constants)
-        if affine is None:
+        found = _affine(node, constants)
+        if found is None:
             return None
-        written += _written_out(node, *affine, graph)
-    folded = any(value.name in CHOICES for value in graph.input)
-    if any(name in CHOICES for node in written for name in _names_used(node)):
+        written += _written_out(node, *found, graph)
+    folded = any(value.name in STEERING for value in graph.input)
+    if any(name in STEERING for node in written for name in names_read(node)):
         return None
-    kept = [value for value in graph.input if value.name not in CHOICES]
-    del graph.node[:], graph.input[:], model.functions[:], model.metadata_props[:]
-    graph.node.extend(written)
-    graph.input.extend(kept)
-    opsets = [opset for opset in model.opset_import if opset.domain != DOMAIN]
-    del model.opset_import[:]
-    model.opset_import.extend(opsets)
+    hold(graph.node, written)
+    hold(graph.input, [value for value in graph.input if value.name not in STEERING])
+    hold(model.opset_import, [opset for opset in model.opset_import if opset.domain != DOMAIN])
+    del model.functions[:], model.metadata_props[:]
     convolved = cpu and convolve_shortcuts(model)
     if not folded and not convolved:
         return None
-    _drop_unread(graph)
+    drop_unread(graph)
     return bytes(model.SerializeToString())
 
 
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Leave out nodes and constants that nothing reads."""
-    nodes, before = list(graph.node), -1
-    while before != len(nodes):
-        before = len(nodes)
-        used = {name for node in nodes for name in _names_used(node)} | {value.name for value in graph.output}
-        nodes = [node for node in nodes if used.intersection(node.output)]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    remaining = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(remaining)
-
-
-def _affine(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> tuple[Array, Array] | None:
+def _affine(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> tuple[Array, Array] | None:
     """Return scale and shift (C,), None where a parameter is not a float32 constant."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    tensors = [constants.get(name) for name in node.input[1:5]]
-    if any(tensor is None or tensor.data_type != TensorProto.FLOAT for tensor in tensors):
+    parameters = [numbers_of(constants, name) for name in node.input[1:5]]
+    if any(values is None or values.dtype != np.float32 for values in parameters):
         return None
-    weight, bias, mean, spread = (numpy_helper.to_array(t).astype(np.float64) for t in tensors if t is not None)
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    kind, _, _ = _parted(node.op_type)
-    if kind == "RobustNorm":
-        divisor = spread + attributes["eps"]
-    elif kind == "RobustRangeNorm":
-        divisor = spread ** attributes["p"] + attributes["eps"]
-    else:
-        divisor = np.sqrt(spread + attributes["eps"])
-    scale = weight / divisor
+    return affine(node.op_type, [np.asarray(values, np.float64) for values in parameters], attributes_of(node))
+
+
+def affine(op_type: str, parameters: Sequence[Array], attributes: Mapping[str, Any]) -> tuple[Array, Array]:
+    """Return scale and shift (C,) of a norm with tracked statistics.
+
+    Args:
+        op_type: of its node.
+        parameters: weight, bias, running mean and running spread, float64 (C,) each.
+        attributes: of its node.
+
+    Raises:
+        ModelFileError: an unknown operator.
+    """
+    weight, bias, mean, spread = parameters
+    scale = weight / divisor(spread, parted(op_type)[0].spread, attributes, root=np.sqrt, power=np.power)
     return scale, bias - mean * scale
-
-
-def _parted(op_type: str) -> tuple[str, bool, bool]:
-    """Return the norm's name, and whether an addition and a ReLU follow it."""
-    suffix, adds, clips = next(ending for ending in ENDINGS if op_type.endswith(ending[0]))
-    return op_type.removesuffix(suffix), adds, clips
 
 
 def _written_out(node: onnx.NodeProto, scale: Array, shift: Array, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -128,7 +108,7 @@ def _written_out(node: onnx.NodeProto, scale: Array, shift: Array, graph: onnx.G
         graph.initializer.append(tensor)
         return str(tensor.name)
 
-    _, adds, clips = _parted(node.op_type)
+    _, adds, clips = parted(node.op_type)[1]
     names = [f"{y}.tracked.{step}" for step in range(int(adds) + int(clips))] + [y]
     parameters = [
         constant("scale", scale),
@@ -142,13 +122,3 @@ def _written_out(node: onnx.NodeProto, scale: Array, shift: Array, graph: onnx.G
     if clips:
         nodes.append(helper.make_node("Relu", [names[-2]], [y]))
     return nodes
-
-
-def _names_used(node: onnx.NodeProto) -> list[str]:
-    """Return the names that a node reads, those of its subgraphs included."""
-    names = list(node.input)
-    for attribute in node.attribute:
-        for subgraph in (attribute.g, *attribute.graphs):
-            names += [name for inner in subgraph.node for name in _names_used(inner)]
-            names += [output.name for output in subgraph.output]
-    return names

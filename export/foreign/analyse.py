@@ -10,13 +10,14 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from augserve.errors import ExportError, InputError
-from augserve.export.foreign.control import drop_unused, take_branches
+from augserve.export.foreign.control import take_branches
 from augserve.export.foreign.inputs import Feed, Ports, free_rows
 from augserve.export.foreign.load import NORM, refuse_hidden_norms, show
 from augserve.export.foreign.original import Original
 from augserve.export.foreign.rows.axis import Constant, Kind, Mixed, Rows, follow_rows
 from augserve.export.foreign.rows.rules import RULES
 from augserve.export.foreign.trace import Trace, trace_rows, values_of
+from augserve.runtime.onnx_graph import drop_unread
 
 EXAMPLE_ROWS = 7
 FIX = (
@@ -67,7 +68,7 @@ def analyse(
     norms = _norms(network, kinds)
     _check_outputs(network, kinds)
     _describe_outputs(network, original, trace, symbol, open_sizes)
-    drop_unused(network.graph)
+    drop_unread(network.graph)
     seen = {name: trace.shapes[node.input[0]][0] for name, node in norms.items()}
     return Analysed(
         network,

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, helper
 
-from augserve.export.foreign.load import subgraphs
+from augserve.runtime.onnx_graph import following, hold, rename
 
 
 def take_branches(model: ModelProto, conditions: Mapping[str, bool]) -> bool:
@@ -26,7 +26,8 @@ def take_branches(model: ModelProto, conditions: Mapping[str, bool]) -> bool:
         wanted = "then_branch" if conditions[node.input[0]] else "else_branch"
         branch = next(attribute.g for attribute in node.attribute if attribute.name == wanted)
         own = {tensor.name for tensor in branch.initializer} | {name for n in branch.node for name in n.output}
-        rename(branch, {name: f"{node.output[0]}/{name}" for name in own if name})
+        new: dict[str, str] = {name: f"{node.output[0]}/{name}" for name in own if name}
+        rename(branch, following(new))
         graph.initializer.extend(branch.initializer)
         nodes += branch.node
         nodes += [
@@ -34,46 +35,5 @@ def take_branches(model: ModelProto, conditions: Mapping[str, bool]) -> bool:
             for value, name in zip(branch.output, node.output, strict=True)
             if name
         ]
-    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+    hold(graph.node, nodes)
     return found
-
-
-def rename(graph: GraphProto, new: Mapping[str, str]) -> None:
-    """Give values of a graph and of its subgraphs other names, in place."""
-    for tensor in graph.initializer:
-        tensor.name = new.get(tensor.name, tensor.name)
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        value.name = new.get(value.name, value.name)
-    for node in graph.node:
-        node.input[:] = [new.get(name, name) for name in node.input]
-        node.output[:] = [new.get(name, name) for name in node.output]
-        for attribute in node.attribute:
-            for inner in subgraphs(attribute):
-                rename(inner, new)
-
-
-def names_in(graph: GraphProto) -> set[str]:
-    """Return every name in a graph and its subgraphs."""
-    names = {tensor.name for tensor in graph.initializer} | {value.name for value in (*graph.input, *graph.output)}
-    for node in graph.node:
-        names.update((*node.input, *node.output))
-        for attribute in node.attribute:
-            for inner in subgraphs(attribute):
-                names |= names_in(inner)
-    return names
-
-
-def drop_unused(graph: GraphProto) -> None:
-    """Remove, in place, initializers that nothing takes."""
-    used = {value.name for value in graph.output}
-    for node in graph.node:
-        used.update(node.input)
-        for attribute in node.attribute:
-            for inner in subgraphs(attribute):
-                used |= names_in(inner)
-    kept = [TensorProto.FromString(t.SerializeToString()) for t in graph.initializer if t.name in used]
-    if len(kept) < len(graph.initializer):
-        del graph.initializer[:]
-        graph.initializer.extend(kept)

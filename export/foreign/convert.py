@@ -31,7 +31,7 @@ from augserve.export.opsets import ir_version_for
 from augserve.export.parity import ParityReport
 from augserve.files import write_atomic
 from augserve.manifest import METADATA_KEY, Manifest, NormLayer, Source, TensorSpec
-from augserve.norms.symbolic import DOMAIN
+from augserve.operators import DOMAIN
 from augserve.runtime import kernels_of, open_session, rows_with_own_statistics
 from augserve.runtime.kernels import Native
 from augserve.runtime.seal import seal

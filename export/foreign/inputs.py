@@ -14,7 +14,7 @@ import numpy.typing as npt
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from augserve.errors import ExportError, InputError
-from augserve.export.foreign.load import GROUP, TRACKED_WEIGHT
+from augserve.operators import STEERING
 
 Array = npt.NDArray[np.generic]
 Feed = dict[str, Array]
@@ -176,7 +176,7 @@ def ports_of(model: ModelProto) -> Ports:
         if not value.name.isprintable():
             raise ExportError(f"the name {value.name!r} of an input or output has control characters; rename it")
     for value in values:
-        if value.name in (GROUP, TRACKED_WEIGHT):
+        if value.name in STEERING:
             raise ExportError(
                 f"the input {value.name!r} has the name of one that conversion adds; rename it in the original"
             )

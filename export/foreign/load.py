@@ -7,23 +7,22 @@ no attribute of old opsets, opset 18 or newer. None of it changes an answer; the
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnx.inliner
 import onnx.version_converter
 import onnxruntime as ort
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, external_data_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, external_data_helper
 
 from augserve.errors import ExportError, ModelFileError
-from augserve.export.operators.body import OPSET
+from augserve.export.opsets import OPSET
 from augserve.manifest import METADATA_KEY
-from augserve.norms.symbolic import DOMAIN
+from augserve.operators import DOMAIN
+from augserve.runtime.onnx_graph import hold, nodes_in, subgraphs, tensors_in
 
 logger = logging.getLogger(__name__)
 
-GROUP, TRACKED_WEIGHT = "group", "tracked_weight"  # the inputs that conversion adds
 OLDEST_OPSET = 9
 LARGEST = 2**31 - 1  # bytes of a protobuf message
 NORM = "BatchNormalization"
@@ -58,7 +57,7 @@ def read_foreign(path: Path) -> ModelProto:
 def _read_external_data(model: ModelProto, path: Path) -> None:
     folder = path.parent.resolve()
     size = model.ByteSize()
-    for tensor in tensors(model.graph):
+    for tensor in tensors_in(model.graph):
         if not external_data_helper.uses_external_data(tensor):
             continue
         location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
@@ -105,14 +104,12 @@ def clean(model: ModelProto) -> ModelProto:
         copy.CopyFrom(model)
         model = copy
     graph = model.graph
-    for node in _all_nodes(graph):
+    for node in nodes_in(graph):
         node.domain = "" if node.domain == STANDARD else node.domain
     for entry in model.opset_import:
         entry.domain = "" if entry.domain == STANDARD else entry.domain
     known = {tensor.name for tensor in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
-    inputs = [value for value in graph.input if value.name not in known]
-    del graph.input[:]
-    graph.input.extend(inputs)
+    hold(graph.input, [value for value in graph.input if value.name not in known])
     model.ir_version = max(model.ir_version, 4)  # from 4 on an initializer need not be an input
     for node in _norms(graph):
         _clean_norm(node)
@@ -167,25 +164,6 @@ def opset_of(model: ModelProto) -> int:
     return next((entry.version for entry in model.opset_import if entry.domain in ("", STANDARD)), 1)
 
 
-def tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    """Yield every tensor of the graph and its subgraphs."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for inner in subgraphs(attribute):
-                yield from tensors(inner)
-
-
-def subgraphs(attribute: AttributeProto) -> list[GraphProto]:
-    """Return the graphs that an attribute holds."""
-    if attribute.type == AttributeProto.GRAPH:
-        return [attribute.g]
-    return list(attribute.graphs)
-
-
 def show(node: NodeProto) -> str:
     """Return what an error calls a node: its name, or what it makes where it has none."""
     return f"{node.op_type} {node.name!r}" if node.name else f"{node.op_type} that makes {node.output[0]!r}"
@@ -194,7 +172,7 @@ def show(node: NodeProto) -> str:
 def refuse_hidden_norms(graph: GraphProto) -> None:
     """Raise ExportError for the first norm inside control flow, by name."""
     for node in graph.node:
-        inside = (inner for attribute in node.attribute for g in subgraphs(attribute) for inner in _all_nodes(g))
+        inside = (inner for held in subgraphs(node) for inner in nodes_in(held))
         hidden = next((inner for inner in inside if inner.op_type == NORM and not inner.domain), None)
         if hidden is not None:
             raise ExportError(
@@ -205,7 +183,7 @@ def refuse_hidden_norms(graph: GraphProto) -> None:
 
 def _norms(graph: GraphProto) -> list[NodeProto]:
     """Return all norms, also those inside control flow."""
-    nodes = list(_all_nodes(graph))
+    nodes = list(nodes_in(graph))
     ours = next((node for node in nodes if node.domain == DOMAIN), None)
     if ours is not None:
         raise ExportError(f"{show(ours)} is an operator of augserve; convert the file that it was made of")
@@ -220,14 +198,6 @@ def _norms(graph: GraphProto) -> list[NodeProto]:
     return norms
 
 
-def _all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in subgraphs(attribute):
-                yield from _all_nodes(inner)
-
-
 def _clean_norm(node: NodeProto) -> None:
     """Drop what says nothing; refuse what means statistics of the batch already."""
     given = {attribute.name: attribute.i for attribute in node.attribute}
@@ -240,15 +210,12 @@ def _clean_norm(node: NodeProto) -> None:
     if given.get("spatial", 1) != 1:
         raise ExportError(f"{show(node)} has spatial=0, statistics for each position, which opset 9 took away")
     del node.output[1:]
-    kept = [attribute for attribute in node.attribute if attribute.name != "spatial"]
-    del node.attribute[:]
-    node.attribute.extend(kept)
+    hold(node.attribute, [attribute for attribute in node.attribute if attribute.name != "spatial"])
 
 
 def _set(node: NodeProto, **texts: str) -> None:
     kept = [attribute for attribute in node.attribute if attribute.name not in texts]
-    del node.attribute[:]
-    node.attribute.extend([*kept, *(onnx.helper.make_attribute(name, text) for name, text in texts.items())])
+    hold(node.attribute, [*kept, *(onnx.helper.make_attribute(name, text) for name, text in texts.items())])
 
 
 def _first_line(error: Exception) -> str:

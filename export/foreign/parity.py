@@ -24,11 +24,12 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 
 from augserve.errors import ExportError
 from augserve.export.foreign.inputs import Array, Feed, Ports, rows_of, take_rows
-from augserve.export.foreign.load import GROUP, TRACKED_WEIGHT, open_plain, show
+from augserve.export.foreign.load import open_plain, show
 from augserve.export.foreign.original import Answer, Original
 from augserve.export.foreign.reference import normalized
 from augserve.export.parity import ParityReport
 from augserve.manifest import ParityCheck
+from augserve.operators import GROUP, TRACKED_WEIGHT
 
 TRACKED = 1e-5  # of the largest number of an output
 ADAPTIVE = 1e-4  # alike: kernels may sum in another order for another number of rows, and norms enlarge rounding

@@ -16,16 +16,15 @@ import onnx_ir as ir
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from augserve.errors import ExportError, unknown_choice
-from augserve.export.foreign.control import names_in, rename
-from augserve.export.foreign.load import GROUP, NORM, TRACKED_WEIGHT
+from augserve.export.foreign.load import NORM
 from augserve.export.operators.functions import functions_of
 from augserve.export.operators.fuse import fuse_endings
 from augserve.norms import AugNorm, BatchNorm
-from augserve.norms.symbolic import DOMAIN
+from augserve.operators import DOMAIN, GROUP, STEERING, TRACKED_WEIGHT, VERSION
+from augserve.runtime.onnx_graph import following, hold, names_in, rename
 
 NORMS = ("aug", "batch")
 EPS = 1e-5  # of a BatchNormalization that does not say
-_OWN = (GROUP, TRACKED_WEIGHT)
 
 
 @dataclass(frozen=True)
@@ -61,15 +60,15 @@ def free_names(model: ModelProto) -> None:
     """
     taken = names_in(model.graph)
     new = {}
-    for name in _OWN:
+    for name in STEERING:
         if any(value.name == name for value in model.graph.output):
             raise ExportError(f"the output {name!r} has the name of an input that conversion adds; rename it first")
         candidate = f"{name}.original"
         while candidate in taken:
             candidate += "_"
         new[name] = candidate
-    if taken & set(_OWN):
-        rename(model.graph, new)
+    if taken & set(STEERING):
+        rename(model.graph, following(new))
 
 
 def adaptive_network(model: ModelProto, operators: Mapping[str, Operator], symbol: str) -> ModelProto:
@@ -85,12 +84,10 @@ def adaptive_network(model: ModelProto, operators: Mapping[str, Operator], symbo
     for node in graph.node:
         operator = operators.get(node.output[0]) if node.op_type == NORM and node.output else None
         nodes += [node] if operator is None else _norm(node, operator, types)
-    kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(kept)
+    hold(graph.node, nodes)
     graph.input.append(helper.make_tensor_value_info(GROUP, TensorProto.INT64, [symbol]))
     graph.input.append(helper.make_tensor_value_info(TRACKED_WEIGHT, TensorProto.FLOAT, [symbol]))
-    adaptive.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    adaptive.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     return with_functions(adaptive)
 
 
@@ -132,7 +129,7 @@ def _norm(node: NodeProto, operator: Operator, types: Mapping[str, int]) -> list
         inputs.append(f"{result}.input_{k}_float32")
         nodes.append(helper.make_node("Cast", [name], [inputs[-1]], to=TensorProto.FLOAT))
     made = result if kind == TensorProto.FLOAT else f"{result}.float32"
-    ours = helper.make_node(operator.name, [*inputs, *_OWN], [made], name=node.name, domain=DOMAIN)
+    ours = helper.make_node(operator.name, [*inputs, *STEERING], [made], name=node.name, domain=DOMAIN)
     ours.attribute.extend(helper.make_attribute(name, value) for name, value in operator.attributes.items())
     nodes.append(ours)
     if made != result:

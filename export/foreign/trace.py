@@ -10,7 +10,8 @@ import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from augserve.errors import ExportError
-from augserve.export.foreign.load import open_plain, subgraphs
+from augserve.export.foreign.load import open_plain
+from augserve.runtime.onnx_graph import subgraphs
 
 ROWS = (1, 3, 5)  # a size that grows with the rows, and is nothing else by accident, shows in three numbers
 Array = npt.NDArray[np.generic]
@@ -99,9 +100,8 @@ def trace_rows(
 def inputs_of(node: NodeProto) -> list[str]:
     """Return what a node takes, also what its subgraphs take from outside."""
     names = [name for name in node.input if name]
-    for attribute in node.attribute:
-        for graph in subgraphs(attribute):
-            names += _taken(graph)
+    for graph in subgraphs(node):
+        names += _taken(graph)
     return names
 
 

@@ -20,19 +20,15 @@ channels off and puts the block's behind the last.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import onnx
 import onnx.parser
 
 from augserve.export.operators import statistics as text
 from augserve.export.operators.compact import compact
 from augserve.export.operators.solver import above_2, below_2
-from augserve.norms.symbolic import DOMAIN, LEARNED
+from augserve.operators import DOMAIN, NODE_INPUTS, Operator, Spread
 
-OPSET = 18
 BLOCK_VALUES = 2**19  # of a block of channels; the solver goes over them again and again
-INPUTS = ("x", "weight", "bias", "running_mean", "running_spread", "group", "tracked_weight")
 
 _FUNCTION = """<opset_import: ["" : 18], domain: "{domain}">
 {name} <{attributes}> ({inputs}) => (y)
@@ -116,62 +112,48 @@ _FUNCTION = """<opset_import: ["" : 18], domain: "{domain}">
 }}
 """
 
-_ROOT_DIVISOR = """
+_DIVISORS: dict[Spread, str] = {
+    "variance": """
   spread_eps = Add (row_spread, eps)
   divisor = Sqrt (spread_eps)
-"""
-_PLAIN_DIVISOR = """
+""",
+    "denominator": """
   divisor = Add (row_spread, eps)
-"""
-_POWER_OF_RANGE_DIVISOR = """
+""",
+    "range": """
   p = Constant <value_float: float = @p> ()
   power = Pow (row_spread, p)
   divisor = Add (power, eps)
-"""
-
-
-class _Norm(NamedTuple):
-    """One operator: its attributes, what is made once, its group's statistics, their divisor, inputs of its own."""
-
-    attributes: tuple[str, ...]
-    once: str
-    statistics: str
-    divisor: str = _ROOT_DIVISOR
-    inputs: tuple[str, ...] = ()
-
-
-_SOLVER = ("eps", "rtol", "max_steps")
-_NORMS = {
-    "BatchNorm": _Norm(("eps",), "", text.VARIANCE + text.MEAN),
-    "MedianNorm": _Norm(("eps",), "", text.VARIANCE + text.MEDIAN),
-    "MidrangeNorm": _Norm(("eps",), "", text.VARIANCE + text.MIDRANGE),
-    "AugNorm": _Norm(("phi", *_SOLVER), *below_2()),
-    "AugNormAbove2": _Norm(("phi", *_SOLVER), *above_2()),
-    LEARNED: _Norm(_SOLVER, *above_2(each=True), inputs=("exponents",)),
-    "RobustNorm": _Norm(("p", "eps"), "", text.POWER_OF_RANGE, _PLAIN_DIVISOR),
-    "RobustRangeNorm": _Norm(("p", "eps"), "", text.RANGE, _POWER_OF_RANGE_DIVISOR),
+""",
 }
-_OF_ROOT = _Norm(_NORMS["AugNorm"].attributes, *below_2(root=True))
 
-ATTRIBUTES = {name: norm.attributes for name, norm in _NORMS.items()}
-OWN_INPUTS = {name: norm.inputs for name, norm in _NORMS.items()}
-OPERATORS = tuple(_NORMS)
+# Of each operator: what is made once, and its group's statistics.
+_BODIES = {
+    "BatchNorm": ("", text.VARIANCE + text.MEAN),
+    "MedianNorm": ("", text.VARIANCE + text.MEDIAN),
+    "MidrangeNorm": ("", text.VARIANCE + text.MIDRANGE),
+    "AugNorm": below_2(),
+    "AugNormAbove2": above_2(),
+    "AugNormLearned": above_2(each=True),
+    "RobustNorm": ("", text.POWER_OF_RANGE),
+    "RobustRangeNorm": ("", text.RANGE),
+}
 
 
-def function_body(name: str, root: bool = False) -> onnx.FunctionProto:
-    """Return the function of one operator of `OPERATORS`; see `functions` for what follows a norm.
+def function_body(operator: Operator, root: bool = False) -> onnx.FunctionProto:
+    """Return the function of one operator; see `functions` for what follows a norm.
 
     With `root` AugNorm's is for nodes with phi = ROOT alone: its weights take no logarithm.
     """
-    norm = _OF_ROOT if root and name == "AugNorm" else _NORMS[name]
+    once, statistics = below_2(root=True) if root and operator.name == "AugNorm" else _BODIES[operator.name]
     source = _FUNCTION.format(
         domain=DOMAIN,
-        name=name,
-        attributes=", ".join(norm.attributes),
-        inputs=", ".join(INPUTS + norm.inputs),
+        name=operator.name,
+        attributes=", ".join(operator.attributes),
+        inputs=", ".join(NODE_INPUTS + operator.inputs),
         block_values=BLOCK_VALUES,
-        once=norm.once,
-        statistics=norm.statistics,
-        divisor=norm.divisor,
+        once=once,
+        statistics=statistics,
+        divisor=_DIVISORS[operator.spread],
     )
     return compact(onnx.parser.parse_function(source))

@@ -11,23 +11,33 @@ from string import ascii_letters
 
 import onnx
 
+from augserve.runtime.onnx_graph import hold, names_read, nodes_in, rename_in_node, subgraphs
+
 
 def compact(function: onnx.FunctionProto) -> onnx.FunctionProto:
     """Return a function of the same meaning; its inputs, outputs and attributes keep their names."""
     small = onnx.FunctionProto()
     small.CopyFrom(function)
     constants = list(_taken_out(small.node))
-    used = {name for node in small.node for name in _used(node)}
+    used = {name for node in small.node for name in names_read(node)}
     nodes = [node for node in constants if node.output[0] in used] + list(small.node)
     kept = {"", *function.input, *function.output}
-    names = {name: name for name in kept}
+    names: dict[str, str] = {name: name for name in kept}
     fresh = ("".join(letters) for size in count(1) for letters in product(ascii_letters, repeat=size))
     fresh = (name for name in fresh if name not in kept)
+
+    def short(name: str) -> str:
+        if name not in names:
+            names[name] = next(fresh)
+        return names[name]
+
     for node in nodes:
-        _rename(node, names, fresh)
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del small.node[:]
-    small.node.extend(copies)
+        rename_in_node(node, short)
+        for each in (node, *(inner for graph in subgraphs(node) for inner in nodes_in(graph))):
+            each.name = ""
+            for graph in subgraphs(each):
+                graph.name = "g"
+    hold(small.node, nodes)
     return small
 
 
@@ -38,35 +48,5 @@ def _taken_out(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     for node in constants:
         nodes.remove(node)  # type: ignore[attr-defined]
     for node in nodes:
-        for attribute in node.attribute:
-            yield from _taken_out(attribute.g.node)
-
-
-def _used(node: onnx.NodeProto) -> Iterator[str]:
-    """Return the names that a node and its subgraphs read."""
-    yield from node.input
-    for attribute in node.attribute:
-        for inner in attribute.g.node:
-            yield from _used(inner)
-        yield from (value.name for value in attribute.g.output)
-
-
-def _rename(node: onnx.NodeProto, names: dict[str, str], fresh: Iterator[str]) -> None:
-    def short(name: str) -> str:
-        if name not in names:
-            names[name] = next(fresh)
-        return names[name]
-
-    node.input[:] = [short(name) for name in node.input]
-    for attribute in node.attribute:
-        graph = attribute.g
-        for value in graph.input:
-            value.name = short(value.name)
-        for inner in graph.node:
-            _rename(inner, names, fresh)
-        for value in graph.output:
-            value.name = short(value.name)
-        if graph.name:
-            graph.name = "g"
-    node.output[:] = [short(name) for name in node.output]
-    node.name = ""
+        for graph in subgraphs(node):
+            yield from _taken_out(graph.node)

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from augserve.errors import ExportError
-from augserve.norms.conv_norm_onnx import DOMAIN, FILTER, OUTSIDE
+from augserve.export.tracing.conv_norm import DOMAIN, FILTER, OUTSIDE
 
 Array = npt.NDArray[np.float64]
 

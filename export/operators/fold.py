@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from augserve.errors import ExportError
 from augserve.export.operators.filters import fold_into_filter
-from augserve.norms.symbolic import DOMAIN
+from augserve.operators import DOMAIN
+from augserve.runtime.tracked_form import affine
 
 Array = npt.NDArray[np.float64]
 
@@ -35,16 +36,9 @@ def lower_tracked(model: ir.Model) -> None:
 
 
 def _affine(node: ir.Node) -> tuple[Array, Array]:
-    weight, bias, mean, spread = (_constant(node, value) for value in node.inputs[1:5])
-    eps = node.attributes["eps"].as_float()
-    if node.op_type == "RobustNorm":
-        divisor = spread + eps
-    elif node.op_type == "RobustRangeNorm":
-        divisor = spread ** node.attributes["p"].as_float() + eps
-    else:
-        divisor = np.sqrt(spread + eps)
-    scale = weight / divisor
-    return scale, bias - mean * scale
+    parameters = [_constant(node, value) for value in node.inputs[1:5]]
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    return affine(node.op_type, parameters, attributes)
 
 
 def _constant(node: ir.Node, value: ir.Value | None) -> Array:

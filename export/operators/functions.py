@@ -1,9 +1,4 @@
-"""The functions of a model's nodes: the norms' (see `body`), and those with what follows a norm.
-
-Every operator has forms that do what follows it as well; the residual, of the shape of x, comes last:
-
-    NAMERelu: max(0, y),    NAMEAdd: y + residual,    NAMEAddRelu: max(0, y + residual)
-"""
+"""The functions of a model's nodes: the norms' (see `body`), and those with what follows a norm."""
 
 from __future__ import annotations
 
@@ -12,10 +7,11 @@ from collections.abc import Iterable
 import onnx
 import onnx.parser
 
-from augserve.export.operators.body import ATTRIBUTES, INPUTS, OPSET, OWN_INPUTS, function_body
+from augserve.export.operators.body import function_body
 from augserve.export.operators.compact import compact
 from augserve.export.operators.solver import ROOT
-from augserve.norms.symbolic import DOMAIN
+from augserve.export.opsets import OPSET
+from augserve.operators import DOMAIN, ENDINGS, NODE_INPUTS, RESIDUAL, Ending, Operator, parted
 
 _FUNCTION = """<opset_import: ["" : 18, "{domain}" : 1], domain: "{domain}">
 {name} <{attributes}> ({inputs}) => (y)
@@ -25,12 +21,6 @@ _FUNCTION = """<opset_import: ["" : 18, "{domain}" : 1], domain: "{domain}">
 }}
 """
 
-_ENDINGS = {
-    "AddRelu": "  sum = Add (normed, residual)\n  y = Relu (sum)",
-    "Add": "  y = Add (normed, residual)",
-    "Relu": "  y = Relu (normed)",
-}
-
 
 def functions_of(nodes: Iterable[onnx.NodeProto], opset: int = OPSET) -> list[onnx.FunctionProto]:
     """Return the functions that the nodes of this domain need: theirs and those that theirs call, each once.
@@ -39,12 +29,13 @@ def functions_of(nodes: Iterable[onnx.NodeProto], opset: int = OPSET) -> list[on
     opset is that of the model: its standard operators and those in the functions are of one version.
     """
     own = [node for node in nodes if node.domain == DOMAIN]
-    norms = {node.op_type: _parted(node.op_type)[0] for node in own}
+    found = {node.op_type: parted(node.op_type) for node in own}
+    norms = {operator.name: operator for operator, _ in found.values()}
     exponents = {
-        a.f for node in own for a in node.attribute if norms[node.op_type] == "AugNorm" and a.name == "phi"
+        a.f for node in own for a in node.attribute if found[node.op_type][0].name == "AugNorm" and a.name == "phi"
     }
-    functions = [function_body(norm, root=exponents == {ROOT}) for norm in sorted(set(norms.values()))]
-    functions += [_with_ending(name) for name in sorted(norms) if name != norms[name]]
+    functions = [function_body(norms[name], root=exponents == {ROOT}) for name in sorted(norms)]
+    functions += [_with_ending(*found[name]) for name in sorted(found) if found[name][1] in ENDINGS]
     for function in functions:
         for entry in function.opset_import:
             if entry.domain != DOMAIN:
@@ -52,21 +43,18 @@ def functions_of(nodes: Iterable[onnx.NodeProto], opset: int = OPSET) -> list[on
     return functions
 
 
-def _parted(name: str) -> tuple[str, str]:
-    ending = next((ending for ending in _ENDINGS if name.endswith(ending)), "")
-    return name.removesuffix(ending), ending
-
-
-def _with_ending(name: str) -> onnx.FunctionProto:
-    norm, ending = _parted(name)
-    inputs = INPUTS + OWN_INPUTS[norm]
-    given = ", ".join(f"{a}: {'int' if a == 'max_steps' else 'float'} = @{a}" for a in ATTRIBUTES[norm])
+def _with_ending(operator: Operator, ending: Ending) -> onnx.FunctionProto:
+    inputs = NODE_INPUTS + operator.inputs
+    given = ", ".join(f"{a}: {'int' if a == 'max_steps' else 'float'} = @{a}" for a in operator.attributes)
+    after_norm = "sum" if ending.clips else "y"
+    addition = f"  {after_norm} = Add (normed, {RESIDUAL})\n" if ending.adds else ""
+    clipping = f"  y = Relu ({'sum' if ending.adds else 'normed'})" if ending.clips else ""
     source = _FUNCTION.format(
         domain=DOMAIN,
-        name=name,
-        attributes=", ".join(ATTRIBUTES[norm]),
-        inputs=", ".join(inputs + (("residual",) if ending.startswith("Add") else ())),
-        call=f"{DOMAIN}.{norm} <{given}> ({', '.join(inputs)})",
-        ending=_ENDINGS[ending],
+        name=operator.name + ending.suffix,
+        attributes=", ".join(operator.attributes),
+        inputs=", ".join(inputs + ((RESIDUAL,) if ending.adds else ())),
+        call=f"{DOMAIN}.{operator.name} <{given}> ({', '.join(inputs)})",
+        ending=addition + clipping,
     )
     return compact(onnx.parser.parse_function(source))

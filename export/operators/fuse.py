@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from augserve.norms.symbolic import DOMAIN
+from augserve.operators import DOMAIN
 
 
 def fuse_endings(model: ir.Model) -> None:

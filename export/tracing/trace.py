@@ -11,51 +11,61 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase as TorchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from augserve.errors import ExportError
-from augserve.export.operators.body import OPSET
+from augserve.export.opsets import OPSET
 from augserve.export.tracing.constants import DataIsDetached, constant_at_fault
+from augserve.export.tracing.conv_norm import Pair, Spectra, conv_norm_nodes, spectra_of
 from augserve.export.tracing.culprit import MANY, layer_of, layer_that_fixes_rows
+from augserve.export.tracing.norm_node import norm_node
 from augserve.export.tracing.weights import computed_weights
 from augserve.manifest import FileMode
-from augserve.norms import GraphNorm, OwnRows, norm_layers
-from augserve.norms.conv_norm_onnx import spectra_for_export
-from augserve.norms.symbolic import graph_inputs
+from augserve.norms import ConvNorm2d, GraphNorm, OwnRows, StatisticsNorm, norm_layers
+from augserve.norms.torch_private import BATCH_NORMS, INSTANCE_NORMS
+from augserve.norms.tracing import traced_by
+from augserve.operators import GROUP, INPUT, LOGITS, TRACKED_WEIGHT
 
 _MISSING = "No ONNX function found for <OpOverload(op='"
 
 
-class _Tracked(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
+class _Nodes(NamedTuple):
+    """What layers are in the graph: a `norms.tracing.Tracer`."""
+
+    spectra: Spectra
+    steering: tuple[Tensor, Tensor] | None = None  # group and tracked_weight of each row
+
+    def norm(self, layer: StatisticsNorm, x: Tensor) -> Tensor:
+        return norm_node(layer, x, self.steering)
+
+    def conv_norm(self, layer: ConvNorm2d, size: Pair, x: Tensor, lengths: list[Pair]) -> Tensor | None:
+        constants = self.spectra.get((id(layer), size))
+        return None if constants is None else conv_norm_nodes(layer, constants, x, lengths)
+
+
+class _Fixed(nn.Module):
+    """A network with statistics that are the file's choice: running ones, or those of all rows."""
+
+    def __init__(self, network: nn.Module, spectra: Spectra, mode: FileMode) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.spectra, self.mode = network, spectra, mode
 
     def forward(self, input: Tensor) -> Tensor:
-        logits: Tensor = self.network(input)
-        return logits
-
-
-class _Batch(_Tracked):
-    def forward(self, input: Tensor) -> Tensor:
-        group = input.new_zeros(input.shape[0], dtype=torch.int64)
-        with graph_inputs(group, input.new_zeros(input.shape[0])):
+        steering = None
+        if self.mode == "batch":
+            steering = input.new_zeros(input.shape[0], dtype=torch.int64), input.new_zeros(input.shape[0])
+        with traced_by(_Nodes(self.spectra, steering)):
             logits: Tensor = self.network(input)
         return logits
 
 
-class _Adaptive(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, input: Tensor, group: Tensor, tracked_weight: Tensor) -> Tensor:
-        with graph_inputs(group, tracked_weight):
+class _Adaptive(_Fixed):
+    def forward(self, input: Tensor, group: Tensor, tracked_weight: Tensor) -> Tensor:  # type: ignore[override]
+        with traced_by(_Nodes(self.spectra, (group, tracked_weight))):
             logits: Tensor = self.network(input)
         return logits
 
@@ -76,25 +86,25 @@ def trace(model: nn.Module, example: Tensor, mode: FileMode, opset: int = OPSET)
         ExportError: a network that torch cannot trace, or only for some numbers of rows; the layer is named.
     """
     rows = example[:1].expand(3, *example.shape[1:]).contiguous()  # 1 and 2 might be taken for constants
-    inputs: dict[str, Tensor] = {"input": rows}
+    inputs: dict[str, Tensor] = {INPUT: rows}
     if mode == "adaptive":
-        inputs |= {"group": torch.zeros(3, dtype=torch.int64), "tracked_weight": torch.zeros(3)}
-    wrapper = {"tracked": _Tracked, "batch": _Batch, "adaptive": _Adaptive}[mode](model).eval()
+        inputs |= {GROUP: torch.zeros(3, dtype=torch.int64), TRACKED_WEIGHT: torch.zeros(3)}
     batch = torch.export.Dim("N", min=1)
 
     def run_torch() -> torch.onnx.ONNXProgram | None:
         return torch.onnx.export(
-            wrapper,
+            (_Adaptive if mode == "adaptive" else _Fixed)(model, spectra, mode).eval(),
             tuple(inputs.values()),
             dynamo=True,
             opset_version=opset,
             input_names=list(inputs),
-            output_names=["logits"],
+            output_names=[LOGITS],
             dynamic_shapes={name: {0: batch} for name in inputs},
             verbose=False,
         )
 
-    with _quiet(), torch.no_grad(), DataIsDetached(), computed_weights(model), spectra_for_export(model, rows):
+    with _quiet(), torch.no_grad(), DataIsDetached(), computed_weights(model):
+        spectra = spectra_of(model, rows)
         try:
             program = run_torch()
         except torch.onnx.errors.OnnxExporterError as error:
@@ -141,7 +151,7 @@ def _takes_any_rows(program: torch.onnx.ONNXProgram) -> bool:
     if size is None or isinstance(size[0], int) or program.exported_program is None:
         return False
     nodes = program.exported_program.graph.find_nodes(op="placeholder")
-    rows = next(node.meta["val"] for node in nodes if node.name == "input").shape[0]
+    rows = next(node.meta["val"] for node in nodes if node.name == INPUT).shape[0]
     if isinstance(rows, int):
         return False
     limits = program.exported_program.range_constraints.get(rows.node.expr)
@@ -162,9 +172,10 @@ def refuse_what_cannot_be_exported(model: nn.Module, mode: FileMode) -> None:
                 f"layer {name!r} ({type(module).__name__}) has no form in ONNX files: use torch's layer, which "
                 "normalizes around the mean, or AugNorm of batches"
             )
-        if not isinstance(module, TorchNorm):
+        if not isinstance(module, (*BATCH_NORMS, *INSTANCE_NORMS)):
             continue
-        if isinstance(module, _InstanceNorm) and not module.track_running_stats:
+        norm: Any = module
+        if isinstance(module, INSTANCE_NORMS) and not norm.track_running_stats:
             continue  # normalizes each row by itself, whatever the mode
         kind = f"layer {name!r} (torch.nn.{type(module).__name__})"
         if mode != "tracked":
@@ -172,7 +183,7 @@ def refuse_what_cannot_be_exported(model: nn.Module, mode: FileMode) -> None:
                 f"{kind} has no explicit statistics, which a file of mode {mode} needs: convert the network first "
                 "with augserve.norms.convert_norm(model, 'batch')"
             )
-        if module.training or not module.track_running_stats:
+        if norm.training or not norm.track_running_stats:
             raise ExportError(
                 f"{kind} is left in train mode or keeps no running statistics, so it means batch statistics; call "
                 "model.eval() to export tracked ones, or convert with augserve.norms.convert_norm(model, 'batch')"

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from augserve.operators import GROUP, STEERING, TRACKED_WEIGHT
+
 CPU = "CPUExecutionProvider"
 
 
@@ -44,8 +46,8 @@ class Form:
         self.model = model
         self.merges = merges
         names = [node.name for node in session.get_inputs()]
-        self._rows = next(name for name in names if name not in ("group", "tracked_weight"))
-        self._adaptive = "group" in names
+        self._rows = next(name for name in names if name not in STEERING)
+        self._adaptive = GROUP in names
         self._output = session.get_outputs()[0].name
         self._on_device = session.get_providers()[0] != CPU
         self._seconds: dict[int, float] = {}  # of the last run alone, by rows
@@ -77,8 +79,8 @@ class Form:
         """
         feed: dict[str, npt.NDArray[np.generic]] = {self._rows: rows}
         if self._adaptive:
-            feed["group"] = ids
-            feed["tracked_weight"] = tracked_weight
+            feed[GROUP] = ids
+            feed[TRACKED_WEIGHT] = tracked_weight
         session = self.session
         if self.beside is not None and (not alone or len(rows) <= self.few):
             session = self.beside

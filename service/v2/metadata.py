@@ -7,18 +7,19 @@ from typing import Any
 
 from augserve import __version__
 from augserve.manifest import Manifest
+from augserve.operators import INPUT, LOGITS
 
 PLATFORM = "onnxruntime_onnx"
 
 
 def input_name(manifest: Manifest) -> str:
     """Return the name of the model's input: that of a converted file, else "input"."""
-    return manifest.inputs[0].name if manifest.inputs else "input"
+    return manifest.inputs[0].name if manifest.inputs else INPUT
 
 
 def output_name(manifest: Manifest) -> str:
     """Return the name of the model's output: that of a converted file, else "logits"."""
-    return manifest.outputs[0].name if manifest.outputs else "logits"
+    return manifest.outputs[0].name if manifest.outputs else LOGITS
 
 
 def server_metadata(*, repository_control: bool) -> dict[str, Any]:

@@ -16,7 +16,8 @@ import orjson
 
 from augserve.errors import ConfigurationError, InputError, MalformedRequestError, PayloadTooLargeError
 from augserve.manifest import Manifest
-from augserve.runtime import ADAPTIVE_INPUTS, check_rows
+from augserve.operators import INPUT, STEERING
+from augserve.runtime import check_rows
 from augserve.service.schemas import PredictSettings, parse_settings, shorten
 from augserve.service.v2.metadata import input_name, output_name
 from augserve.service.v2.tensors import check_datatype, from_binary, from_json
@@ -152,12 +153,12 @@ def _settings(parameters: Mapping[str, Any]) -> PredictSettings:
 def _rows(inputs: object, tail: memoryview, manifest: Manifest, max_rows: int) -> npt.NDArray[np.float32]:
     """Return the rows that the one input holds."""
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        steering = ", ".join(ADAPTIVE_INPUTS[1:])
+        steering = ", ".join(STEERING)
         hint = f"; {steering} come from the parameters" if isinstance(inputs, list) and len(inputs) > 1 else ""
         raise InputError(f'expected "inputs" as a list of one tensor; got {shorten(inputs)}{hint}')
     tensor: dict[str, Any] = inputs[0]
     _refuse_unknown("field of the input", tensor, _INPUT_FIELDS)
-    names = list(dict.fromkeys((input_name(manifest), ADAPTIVE_INPUTS[0])))
+    names = list(dict.fromkeys((input_name(manifest), INPUT)))
     if tensor.get("name") not in names:
         raise InputError(f"expected an input named {' or '.join(names)}; got {shorten(tensor.get('name'))}")
     datatype = check_datatype(tensor.get("datatype"))

@@ -12,8 +12,8 @@ import torch
 from augserve.bench import median as bench
 from augserve.bench.median import CASES, PHIS, PRECISIONS, SIZES, MedianRow, draw, median_accuracy, summarize
 from augserve.errors import ConfigurationError
-from augserve.norms.functional import SOLVER
 from augserve.norms.median import MedianResult, generalized_median
+from augserve.norms.median.operator import SOLVER
 from tests import oracles
 from tests.norms import test_median as norm_tests
 from tests.tolerances import MEDIAN

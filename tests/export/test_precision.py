@@ -15,7 +15,7 @@ from augserve.export import export_onnx, parity, verify_onnx
 from augserve.export.precision import converted
 from augserve.models import build_model
 from augserve.norms import AugNorm2d, BatchNorm2d, RobustNorm2d, use_statistics
-from augserve.norms.symbolic import DOMAIN
+from augserve.operators import DOMAIN
 from augserve.runtime import open_session, read_manifest, run_rows
 from augserve.statistics import Statistics
 from tests.export.conftest import small_network

@@ -27,6 +27,7 @@ from augserve.norms import (
     set_statistics,
     use_statistics,
 )
+from augserve.norms.reduction import Local, reduced_dims
 from augserve.statistics import Statistics
 from tests import oracles
 from tests.tolerances import BATCH_EQUIVALENCE, BLEND
@@ -222,14 +223,14 @@ def test_channels_last_gives_the_same_numbers(build: Build) -> None:
 def test_running_statistics_average_like_torch(build: Build) -> None:
     layer, cumulative = build(3), build(3, momentum=None)
     x = rows(6)
-    center, spread = layer.group_statistics(x, layer.reduction(x))
+    center, spread = layer.group_statistics(x, Local(reduced_dims(x)))
     expected = 0.9 * getattr(layer, layer.spread) + 0.1 * layer.unbiased(spread, 120)
     layer(x)
     torch.testing.assert_close(layer.running_mean, (0.1 * center).detach())
     torch.testing.assert_close(getattr(layer, layer.spread), expected.detach())
     for seed in range(3):
         cumulative(rows(6, seed=seed))
-    over = cumulative.reduction(x)
+    over = Local(reduced_dims(x))
     means = torch.stack([cumulative.group_statistics(rows(6, seed=seed), over)[0] for seed in range(3)])
     torch.testing.assert_close(cumulative.running_mean, means.mean(0).detach())
 

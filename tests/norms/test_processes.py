@@ -22,9 +22,9 @@ from torch import Tensor, multiprocessing, nn
 from augserve.errors import StatisticsError
 from augserve.norms import (
     BatchNorm2d,
+    library,
     synchronize_statistics,
 )
-from augserve.norms.kernels import native
 from augserve.norms.median.solve import solve
 from augserve.norms.median.values import Stored
 from augserve.norms.processes import Processes
@@ -90,7 +90,7 @@ def test_processes_train_as_one_with_all_rows(
     name: str, seen: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In the arithmetic of the processes, plain torch: a gradient beside the median follows the median's rounding.
-    monkeypatch.setattr(native, "LIBRARY", None)
+    monkeypatch.setattr(library, "LIBRARY", None)
     case, world = CASES[name], len(seen)
     alone = case.layer()
     results = [each["train_every_case"][name] for each in seen]

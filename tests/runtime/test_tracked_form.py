@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -184,8 +183,3 @@ def test_none_where_a_parameter_is_not_float32(small_file: Path) -> None:
     halved = onnx.numpy_helper.to_array(tensor).astype(np.float16)
     tensor.CopyFrom(onnx.numpy_helper.from_array(halved, tensor.name))
     assert tracked_form(model.SerializeToString()) is None
-
-
-def test_none_without_the_package_onnx(small_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    assert tracked_form(small_file.read_bytes()) is None

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from augserve.models import build_model
-from augserve.norms.kernels import native
+from augserve.norms import library
 from augserve.training.loop import _memory_format
 
-LANES = native.Library(None, None, None, None, "avx512")
+LANES = library.Library(None, None, None, None, "avx512")
 NO_LANES = LANES._replace(instruction_set="avx2")
 
 
@@ -30,6 +30,6 @@ def test_channels_last_is_taken_where_every_norm_is_fast_in_it(
     norm: str, options: dict[str, Any], with_lanes: bool, without: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build_model("resnet20", norm=norm, norm_options=options)
-    for library, fast in ((LANES, with_lanes), (NO_LANES, without)):
-        monkeypatch.setattr(native, "LIBRARY", library)
+    for found, fast in ((LANES, with_lanes), (NO_LANES, without)):
+        monkeypatch.setattr(library, "LIBRARY", found)
         assert _memory_format(model) is (torch.channels_last if fast else torch.contiguous_format)

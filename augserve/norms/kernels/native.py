@@ -1,68 +1,19 @@
-"""The native C++ kernels for tensors on the CPU: arguments packed for the plain C interface of native/.
-
-The structs are those of native/include/augserve.h; every field is 8 bytes wide, so that `struct.pack` makes them.
-Whether the library is there, and may be used, is asked when this module is imported (see `augserve.native`).
-"""
+"""The native C++ kernels for tensors on the CPU: arguments packed as native/include/augserve.h lays them out."""
 
 from __future__ import annotations
 
-import ctypes
 import struct
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from augserve.errors import InputError
-from augserve.native import load_library
 from augserve.norms.kernels.spec import NO_ENDING, Ending, Groups, Moving, Spec
-
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+from augserve.norms.library import DTYPES, call, pointer
 
 _FORWARD = struct.Struct("<6q3q3q4q2dqdqqq3q2q5q2d2q2q")
 _BACKWARD = struct.Struct("<6q3q3q3q4q2dq4q3q2q")
-_MEDIAN = struct.Struct("<4qd2qdq5q2q")
-
-
-class Library(NamedTuple):
-    """The functions of the library, and what its kernels run with here."""
-
-    forward: Any
-    backward: Any
-    median: Any
-    message: Any
-    instruction_set: str
-
-
-def _open() -> Library | None:
-    loaded = load_library()
-    if loaded is None:
-        return None
-    found = Library(
-        loaded.augserve_run_forward,
-        loaded.augserve_run_backward,
-        loaded.augserve_run_median,
-        loaded.augserve_message,
-        loaded.augserve_instruction_set().decode(),
-    )
-    for run in found[:3]:
-        run.argtypes, run.restype = (ctypes.c_char_p, ctypes.c_void_p), ctypes.c_int
-    found.message.argtypes, found.message.restype = (ctypes.c_int,), ctypes.c_char_p
-    return found
-
-
-LIBRARY = _open()
-
-
-def covers(x: Tensor) -> bool:
-    """Return whether the kernels take x (N, C, ...)."""
-    return LIBRARY is not None and x.device.type == "cpu" and x.dtype in DTYPES
-
-
-def fast_in_channels_last() -> bool:
-    """Return whether channels that lie side by side are normalized without a transpose, lane by lane."""
-    return LIBRARY is not None and LIBRARY.instruction_set == "avx512"
 
 
 def forward(
@@ -152,7 +103,7 @@ def backward(
     dx, dx_layout = torch.empty_like(x), x_layout
     n, c = x.shape[:2]
     parameters = torch.empty((3, c)) if exponents is not None else torch.zeros((3, c))
-    own, to = _pointer(statistics, 4 * c), parameters.data_ptr()
+    own, to = pointer(statistics, 4 * c), parameters.data_ptr()
     arguments = _BACKWARD.pack(
         spec.kind,
         DTYPES[x.dtype],
@@ -166,10 +117,10 @@ def backward(
         x.data_ptr(),
         dy.data_ptr(),
         dx.data_ptr(),
-        _pointer(weight, c),
+        pointer(weight, c),
         spec.exponent,
         spec.eps,
-        _pointer(exponents, c),
+        pointer(exponents, c),
         own,
         own + 4 * c,
         own + 8 * c,
@@ -177,49 +128,11 @@ def backward(
         to,
         to + 4 * c,
         0 if exponents is None else to + 8 * c,
-        _pointer(bias, c) if relu else 0,
+        pointer(bias, c) if relu else 0,
         int(relu),
     )
-    _run(_need().backward, arguments)
+    call("backward", arguments)
     return dx, parameters
-
-
-def median(
-    rows: Tensor, exponents: Tensor | None, start: Tensor | None, exponent: float, rtol: float, max_steps: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return value, lower, upper, steps, status, mean and biased variance of each row, (R, 1).
-
-    Args:
-        rows: float32 (R, m), m >= 1.
-        exponents: float32 (R, 1), or None.
-        start: float32 (R, 1), or None.
-        exponent: phi of all rows where `exponents` is None.
-        rtol: width of the bracket, in standard deviations.
-        max_steps: passes at most.
-    """
-    rows = rows.contiguous()
-    count = rows.shape[0]
-    exponents, start = (None if part is None else part.contiguous() for part in (exponents, start))
-    real, whole = torch.empty((5, count, 1)), torch.empty((2, count, 1), dtype=torch.int64)
-    to, at = real.data_ptr(), whole.data_ptr()
-    arguments = _MEDIAN.pack(
-        torch.get_num_threads(),
-        count,
-        rows.shape[1],
-        rows.data_ptr(),
-        exponent,
-        _pointer(exponents, count),
-        _pointer(start, count),
-        rtol,
-        max_steps,
-        *(to + 4 * count * k for k in range(5)),
-        at,
-        at + 8 * count,
-    )
-    _run(_need().median, arguments)
-    value, lower, upper, mean, var = (part.clone() for part in real)
-    steps, status = (part.clone() for part in whole)
-    return value, lower, upper, steps, status, mean, var
 
 
 def _forward(
@@ -253,20 +166,20 @@ def _forward(
         *x_layout,
         x.data_ptr(),
         y.data_ptr(),
-        _pointer(weight, c),
-        _pointer(bias, c),
+        pointer(weight, c),
+        pointer(bias, c),
         spec.exponent,
         spec.eps,
-        _pointer(exponents, c),
+        pointer(exponents, c),
         spec.rtol,
         spec.max_steps,
-        _pointer(start, c),
+        pointer(start, c),
         count,
-        0 if groups is None else _pointer(groups.order, n, torch.int64),
-        0 if groups is None else _pointer(groups.offsets, count + 1, torch.int64),
-        _pointer(tracked_weight, count),
-        0 if running is None else _pointer(running[0], c),
-        0 if running is None else _pointer(running[1], c),
+        0 if groups is None else pointer(groups.order, n, torch.int64),
+        0 if groups is None else pointer(groups.offsets, count + 1, torch.int64),
+        pointer(tracked_weight, count),
+        0 if running is None else pointer(running[0], c),
+        0 if running is None else pointer(running[1], c),
         own,
         own and own + 4 * c,
         own and own + 8 * c,
@@ -274,12 +187,12 @@ def _forward(
         0,
         0.0 if moving is None else moving.momentum,
         0.0 if moving is None else moving.unbiased,
-        0 if moving is None else _pointer(moving.center, c),
-        0 if moving is None else _pointer(moving.spread, c),
+        0 if moving is None else pointer(moving.center, c),
+        0 if moving is None else pointer(moving.spread, c),
         0 if residual is None else residual.data_ptr(),
         int(ending.relu),
     )
-    _run(_need().forward, arguments)
+    call("forward", arguments)
     return y
 
 
@@ -311,27 +224,3 @@ def _layout(x: Tensor) -> tuple[int, int, int] | None:
 def _positions(x: Tensor) -> int:
     channels = x.shape[0] * x.shape[1]
     return x.numel() // channels if channels else 1
-
-
-def _pointer(tensor: Tensor | None, count: int, dtype: torch.dtype = torch.float32) -> int:
-    """Return where `count` numbers lie, 0 for None, or raise InputError where they do not."""
-    if tensor is None:
-        return 0
-    if tensor.numel() == count and tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous():
-        return tensor.data_ptr()
-    raise InputError(
-        f"native kernel: expected {count} numbers, {dtype}, contiguous, on the CPU; got {tuple(tensor.shape)}, "
-        f"{tensor.dtype}, on {tensor.device}"
-    )
-
-
-def _need() -> Library:
-    if LIBRARY is None:
-        raise InputError("the native library is not there; see `augserve info`")
-    return LIBRARY
-
-
-def _run(function: Any, arguments: bytes) -> None:
-    code = function(arguments, None)
-    if code:
-        raise InputError(f"native kernel: {_need().message(code).decode()}")

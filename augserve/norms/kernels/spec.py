@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from augserve.operators import Spread
+
 AUG, ROBUST, ROBUST_RANGE = range(3)  # as augserve_kind of native/include/augserve.h
+SPREADS: tuple[Spread, ...] = ("variance", "denominator", "range")  # that each of them divides by
 
 
 class Spec(NamedTuple):

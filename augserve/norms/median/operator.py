@@ -14,11 +14,17 @@ import torch
 from torch import Tensor
 
 from augserve.errors import ConfigurationError, InputError
-from augserve.norms.kernels import native
+from augserve.norms import library
+from augserve.norms.median import native
 from augserve.norms.median.gradient import influence, sensitivity
 from augserve.norms.median.solve import OUT_OF_RANGE, solve
 from augserve.norms.median.values import ROWS, Stored
-from augserve.norms.reduction import Reduction, Segments
+from augserve.norms.reduction import Reduction, Segments, as_rows
+
+# Width of the solver's bracket, in standard deviations, and its passes at most. Newton's last estimate is far
+# closer than the bracket is wide; float64 is for checking gradients.
+CALIBRATION = (1e-9, 64)  # over a data set, in float64
+SOLVER = {torch.float32: (1e-5, 32), torch.float64: (1e-12, 64)}
 
 
 class Solution(NamedTuple):
@@ -45,7 +51,7 @@ def _solve(
     rtol: float,
     max_steps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if index is None and x.dtype == torch.float32 and native.covers(x):
+    if index is None and x.dtype == torch.float32 and library.covers(x):
         if exponents is not None and not interior and not bool((exponents >= 1).all()):
             raise ConfigurationError(OUT_OF_RANGE)
         return native.median(x, exponents, start, phi, rtol, max_steps)
@@ -142,6 +148,32 @@ def median_of_rows(
         (R, 1) each; `value` is differentiable in rows and phi, twice where the second derivative exists.
     """
     return _apply(rows, phi, start, None, 0, interior, rtol, max_steps)
+
+
+def median_along(x: Tensor, dims: tuple[int, ...], phi: float | Tensor, *, start: Tensor | None = None) -> Solution:
+    """Return the median along dimensions, which keep size 1, as the layers take it.
+
+    Args:
+        x: any shape, float32 or float64.
+        dims: the dimensions.
+        phi: the exponent, checked; or a tensor of them, in (1, inf), that broadcasts to the result.
+        start: where to begin, broadcasting to the result.
+    """
+    shape = [1 if d in dims else size for d, size in enumerate(x.shape)]
+
+    def each(values: Tensor) -> Tensor:
+        return values.to(x.dtype).expand(shape).reshape(-1, 1)
+
+    exponent = each(phi) if isinstance(phi, Tensor) else phi
+    begin = None if start is None else each(start)
+    solution = median_of_rows(as_rows(x, dims), exponent, *SOLVER[x.dtype], start=begin, interior=True)
+    return Solution(*(part.reshape(shape) for part in solution))
+
+
+def center_and_variance(x: Tensor, dims: tuple[int, ...], phi: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return mu and the biased variance about mu, as `median_along`, both differentiable."""
+    mu = median_along(x, dims, phi).value
+    return mu, (x - mu).square().mean(dim=dims, keepdim=True)
 
 
 def median_of_segments(

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from augserve import native
 from augserve.export.operators.functions import functions_of
-from augserve.norms.symbolic import DOMAIN, LEARNED
+from augserve.operators import DOMAIN
 
 LIBRARY = native.find_library()
 NEEDS_LIBRARY = pytest.mark.skipif(LIBRARY is None, reason="this augserve was installed without its native library")
@@ -66,7 +66,7 @@ def one_node(
     values += [helper.make_tensor_value_info(value, TensorProto.FLOAT, ["C"]) for value in INPUTS[1:5]]
     values.append(helper.make_tensor_value_info("group", TensorProto.INT64, ["N"]))
     values.append(helper.make_tensor_value_info("tracked_weight", TensorProto.FLOAT, ["N"]))
-    if norm == LEARNED:
+    if norm == "AugNormLearned":
         values.append(helper.make_tensor_value_info("exponents", TensorProto.FLOAT, ["C"]))
     if ending.startswith("Add"):
         values.append(helper.make_tensor_value_info("residual", dtype, shape))

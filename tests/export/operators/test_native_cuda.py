@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 
 from augserve.export import export_onnx
 from augserve.norms import AugNorm2d
-from augserve.norms.symbolic import DOMAIN
+from augserve.operators import DOMAIN
 from tests.export.conftest import small_network
 from tests.export.operators.native_operator_cases import (
     ENDINGS,

@@ -11,6 +11,7 @@ import pytest
 from onnx import helper
 
 from augserve.export.operators.body import function_body
+from augserve.operators import OPERATORS
 from tests import oracles
 from tests.export.operators.native_operator_cases import SOLVER, Feed, one_node, run, session
 
@@ -98,7 +99,7 @@ def test_a_pass_that_hits_a_value_keeps_the_bracket(
     last_g: float, root: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("augserve.export.operators.body.compact", lambda function: function)  # names stay
-    functions = function_body("AugNorm", root=root)
+    functions = function_body(OPERATORS["AugNorm"], root=root)
     blocks = next(node for node in functions.node if node.op_type == "Loop")
     solver = next(node for node in blocks.attribute[0].g.node if node.op_type == "Loop")
     one_pass = solver.attribute[0].g

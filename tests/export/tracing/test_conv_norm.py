@@ -19,10 +19,11 @@ from torch.nn.utils.parametrizations import weight_norm
 from augserve.errors import ExportError, InputError
 from augserve.export.operators.filters import basis, fold_into_filter, lower_filters
 from augserve.export.operators.fold import lower_tracked
+from augserve.export.tracing.conv_norm import spectra_of
 from augserve.export.tracing.trace import trace
 from augserve.norms import BatchNorm2d, ConvNorm2d
-from augserve.norms.conv_norm_onnx import constants_for, spectra_for_export
-from augserve.norms.symbolic import DOMAIN
+from augserve.norms.tracing import tracer
+from augserve.operators import DOMAIN
 from tests.norms.conv_oracle import CONVOLUTIONS, NORMS, Array, build, dense, random
 from tests.tolerances import KERNEL, PARITY
 
@@ -72,8 +73,7 @@ def drawn(network: nn.Module) -> nn.Module:
 
 def exported(network: nn.Module, example: Tensor) -> onnx.ModelProto:
     """Return the file of mode tracked, without the tracer's notes."""
-    with spectra_for_export(network, example):
-        traced = trace(network, example, "tracked")
+    traced = trace(network, example, "tracked")
     lower_tracked(traced)
     lower_filters(traced)
     proto = ir.to_proto(traced)
@@ -168,8 +168,7 @@ def test_layer_that_sees_two_sizes_has_two_spectra_and_each_other_one() -> None:
 )
 def test_norm_folds_into_a_filter(layer: ConvNorm2d) -> None:
     network, x = drawn(nn.Sequential(layer, BatchNorm2d(6), nn.Flatten())), random(3, 4, 6, 5, dtype=torch.float32)
-    with spectra_for_export(network, x):
-        traced = trace(network, x, "tracked")
+    traced = trace(network, x, "tracked")
     norm = network[1]
     scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().double()
     shift = norm.bias.detach().double() - norm.running_mean.double() * scale
@@ -204,8 +203,7 @@ def test_filter_with_another_use_keeps_its_values() -> None:
             return (y + self.norm(y)).flatten(1)
 
     network, x = drawn(Branches()), random(3, 4, 6, 5, dtype=torch.float32)
-    with spectra_for_export(network, x):
-        traced = trace(network, x, "tracked")
+    traced = trace(network, x, "tracked")
     node = next(node for node in traced.graph if node.domain == DOMAIN)
     assert not fold_into_filter(traced.graph, node, np.ones(6), np.zeros(6))
 
@@ -251,24 +249,24 @@ def test_network_is_as_it_was_and_nothing_stays_bound() -> None:
     network.norm1.eval()
     x, state = random(2, 3, 12, 10, dtype=torch.float32), copy.deepcopy(network.state_dict())
     modes = [part.training for part in network.modules()]
-    with spectra_for_export(network, x):
-        bound = constants_for(network.conv1, x)
-        assert bound is not None
-        assert torch.equal(bound.multiplier, network.conv1.multiplier(12, 10))
-        assert constants_for(network.conv1, x[..., 1:]) is None
-    assert constants_for(network.conv1, x) is None
+    spectra = spectra_of(network, x)
+    assert torch.equal(spectra[id(network.conv1), (12, 10)].multiplier, network.conv1.multiplier(12, 10))
+    assert (id(network.conv1), (12, 9)) not in spectra
+    trace(network.eval(), x, "tracked")
+    assert tracer() is None
+    network.train()
+    network.norm1.eval()
     assert [part.training for part in network.modules()] == modes
     assert not any(part._forward_pre_hooks for part in network.modules())
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
-    with pytest.raises(InputError), spectra_for_export(network, x[:, :2]):
-        pass
+    with pytest.raises(InputError):
+        spectra_of(network, x[:, :2])
     assert not any(part._forward_pre_hooks for part in network.modules())
 
 
 def test_spectrum_that_is_no_constant_is_refused() -> None:
     network, x = nn.Sequential(ConvNorm2d(4, 6, 3), nn.Flatten()).eval(), random(2, 4, 6, 5, dtype=torch.float32)
-    with spectra_for_export(network, x):
-        traced = trace(network, x, "tracked")
+    traced = trace(network, x, "tracked")
     node = next(node for node in traced.graph if node.domain)
     node.replace_input_with(1, node.inputs[0])
     with pytest.raises(ExportError, match="constants of the graph"):

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from augserve.norms.kernels import native, reference
+from augserve.norms import library
+from augserve.norms.kernels import reference
 from augserve.norms.kernels.spec import AUG, ROBUST, ROBUST_RANGE, Spec
 from augserve.norms.reduction import along_channels, reduced_dims
 
-NEEDS_LIBRARY = pytest.mark.skipif(native.LIBRARY is None, reason="no native library: it needs a C++ compiler")
+NEEDS_LIBRARY = pytest.mark.skipif(library.LIBRARY is None, reason="no native library: it needs a C++ compiler")
 
 NORMS = {
     "batch": Spec(AUG, 2.0, 1e-5, 1e-5, 32),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from augserve.norms.kernels import operators, reference
+from augserve.norms.kernels import dispatch, reference
 from augserve.norms.kernels.spec import AUG, Groups
 from augserve.norms.median import generalized_median, problem
 from tests.norms.kernels.native_cases import (
@@ -32,11 +32,11 @@ def test_forward_and_backward_are_those_of_float64(name: str, shape: tuple[int, 
     spec, x, dy = NORMS[name], data(shape, zeros=zeros), data(shape, seed=1)
     weight, bias = parameters(shape[1])
     y, center, spread, grads = exact(x, weight, bias, dy, spec)
-    ours, statistics = operators.norm_forward(x, weight, bias, None, None, *spec)
+    ours, statistics = dispatch.norm_forward(x, weight, bias, None, None, *spec)
     near(ours, y, KERNEL)
     near(statistics[0], center, KERNEL)
     near(statistics[1], spread, KERNEL)
-    dx, rest = operators.norm_backward(dy, x, weight, statistics, None, *spec)
+    dx, rest = dispatch.norm_backward(dy, x, weight, statistics, None, *spec)
     if spec.kind == AUG:
         grads = gradients_at(x, dy, weight, statistics[0], spec.exponent, spec.eps)
     for mine, theirs in zip((dx, *rest[:2]), grads, strict=False):
@@ -50,10 +50,10 @@ def test_an_exponent_for_each_channel_and_its_gradient(shape: tuple[int, ...]) -
     exponents = torch.linspace(1.2, 3.1, shape[1])
     spec = NORMS["aug-1.5"]
     y, center, *_ = exact(x, weight, bias, dy, spec, exponents)
-    ours, statistics = operators.norm_forward(x, weight, bias, exponents, None, *spec)
+    ours, statistics = dispatch.norm_forward(x, weight, bias, exponents, None, *spec)
     near(ours, y, KERNEL)
     near(statistics[0], center, KERNEL)
-    dx, rest = operators.norm_backward(dy, x, weight, statistics, exponents, *spec)
+    dx, rest = dispatch.norm_backward(dy, x, weight, statistics, exponents, *spec)
     for mine, theirs in zip((dx, *rest), gradients_at(x, dy, weight, statistics[0], exponents, 1e-5), strict=True):
         near(mine, theirs, GRADIENT)
 
@@ -75,13 +75,13 @@ def test_medians_of_rows_against_their_definition(phi: float) -> None:
 def test_half_precision_is_stored_and_nothing_else(name: str, dtype: torch.dtype) -> None:
     spec, x, dy = NORMS[name], data((16, 4, 9, 5)).to(dtype), data((16, 4, 9, 5), seed=1).to(dtype)
     weight, bias = parameters(4)
-    ours, statistics = operators.norm_forward(x, weight, bias, None, None, *spec)
-    whole, same = operators.norm_forward(x.float(), weight, bias, None, None, *spec)
+    ours, statistics = dispatch.norm_forward(x, weight, bias, None, None, *spec)
+    whole, same = dispatch.norm_forward(x.float(), weight, bias, None, None, *spec)
     assert ours.dtype == dtype
     assert torch.equal(ours, whole.to(dtype))  # rounded once, at the end
     assert torch.equal(statistics, same)
-    dx, rest = operators.norm_backward(dy, x, weight, statistics, None, *spec)
-    whole_dx, same_rest = operators.norm_backward(dy.float(), x.float(), weight, statistics, None, *spec)
+    dx, rest = dispatch.norm_backward(dy, x, weight, statistics, None, *spec)
+    whole_dx, same_rest = dispatch.norm_backward(dy.float(), x.float(), weight, statistics, None, *spec)
     assert torch.equal(dx, whole_dx.to(dtype))
     assert torch.equal(rest, same_rest)
     assert float((ours.double() - whole.double()).abs().max()) <= HALF
@@ -112,15 +112,15 @@ def test_any_layout_and_any_number_of_threads_give_the_same(
         "expanded": lambda: x,
     }[layout]()
     spec, weight = NORMS[name], parameters(c)[0]
-    plain, same = operators.norm_forward(x.contiguous(), weight, None, None, None, *spec)
+    plain, same = dispatch.norm_forward(x.contiguous(), weight, None, None, None, *spec)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        y, statistics = operators.norm_forward(other, weight, None, None, None, *spec)
-        dx, rest = operators.norm_backward(other, other, weight, same, None, *spec)
+        y, statistics = dispatch.norm_forward(other, weight, None, None, None, *spec)
+        dx, rest = dispatch.norm_backward(other, other, weight, same, None, *spec)
     finally:
         torch.set_num_threads(before)
-    plain_dx, same_rest = operators.norm_backward(x.contiguous(), x.contiguous(), weight, same, None, *spec)
+    plain_dx, same_rest = dispatch.norm_backward(x.contiguous(), x.contiguous(), weight, same, None, *spec)
     near(y, plain.double(), KERNEL)
     near(statistics, same.double(), KERNEL)
     near(dx, plain_dx.double(), GRADIENT)
@@ -135,8 +135,8 @@ def test_the_number_of_threads_changes_no_bit(name: str, shape: tuple[int, ...])
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            y, statistics = operators.norm_forward(x, None, None, None, None, *spec)
-            results.append((y, statistics, *operators.norm_backward(y, x, None, statistics, None, *spec)))
+            y, statistics = dispatch.norm_forward(x, None, None, None, None, *spec)
+            results.append((y, statistics, *dispatch.norm_backward(y, x, None, statistics, None, *spec)))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -165,9 +165,9 @@ def test_a_group_is_normalized_as_if_alone_to_the_bit(
     strange[group == 3] = float("nan")
     strange[group == 1] *= 1e20
     for rows_of, content in (((0, 2), strange), ((0, 1, 2, 3), x)):
-        y = operators.norm_grouped(content, weight, bias, None, *running, order, offsets, weights, *spec)
+        y = dispatch.norm_grouped(content, weight, bias, None, *running, order, offsets, weights, *spec)
         for g in rows_of:
-            alone = operators.norm_grouped(
+            alone = dispatch.norm_grouped(
                 x[group == g], weight, bias, None, *running, None, None, weights[g : g + 1], *spec
             )
             assert torch.equal(y[group == g], alone), g

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from augserve.norms import AugNorm2d, BatchNorm1d
-from augserve.norms.kernels import native, operators
+from augserve.norms.kernels import dispatch, native
 from augserve.norms.kernels.spec import AUG, Groups, Spec
+from augserve.norms.median import native as median_native
 from tests.norms.kernels.native_cases import NEEDS_LIBRARY, NORMS, data
 
 pytestmark = NEEDS_LIBRARY
@@ -24,7 +25,7 @@ def test_structs_are_those_of_the_header() -> None:
     if not HEADER.exists():
         pytest.skip("the header is not part of the installed package")
     text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.S)
-    packed = {"forward": native._FORWARD, "backward": native._BACKWARD, "median": native._MEDIAN}
+    packed = {"forward": native._FORWARD, "backward": native._BACKWARD, "median": median_native._MEDIAN}
     for name, form in packed.items():
         body = re.search(rf"typedef struct augserve_{name} \{{(.*?)\}}", text, flags=re.S)
         assert body is not None
@@ -59,7 +60,7 @@ def test_memory_that_is_not_there_is_never_read() -> None:
     ):
         with pytest.raises(ValueError, match="expected 3 numbers"):
             native.forward(x, weight, None, None, None, spec)
-    statistics = operators.norm_forward(x, None, None, None, None, *spec)[1]
+    statistics = dispatch.norm_forward(x, None, None, None, None, *spec)[1]
     with pytest.raises(ValueError, match="shape of x"):
         native.backward(x[:2], x, None, statistics, None, spec)
     with pytest.raises(ValueError, match="expected 12 numbers"):

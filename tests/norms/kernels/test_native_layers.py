@@ -9,8 +9,16 @@ import torch
 from torch import Tensor
 
 from augserve.models import build_model
-from augserve.norms import AugNorm2d, BatchNorm2d, RobustNorm2d, StatisticsNorm, norm_layers, use_statistics
-from augserve.norms.kernels import native, operators
+from augserve.norms import (
+    AugNorm2d,
+    BatchNorm2d,
+    RobustNorm2d,
+    StatisticsNorm,
+    library,
+    norm_layers,
+    use_statistics,
+)
+from augserve.norms.kernels import dispatch
 from augserve.norms.kernels.spec import AUG, ROBUST, ROBUST_RANGE
 from augserve.statistics import Statistics
 from tests.norms.cases import CASES, STATISTICS_CASES, Case
@@ -26,8 +34,8 @@ def test_a_layer_is_the_same_without_the_library(name: str, monkeypatch: pytest.
     fast, slow = case.layer(), case.layer()
     for seed in (1, 2):
         results = []
-        for layer, library in ((fast, native.LIBRARY), (slow, None)):
-            monkeypatch.setattr(native, "LIBRARY", library)
+        for layer, found in ((fast, library.LIBRARY), (slow, None)):
+            monkeypatch.setattr(library, "LIBRARY", found)
             x = case.input(seed=seed).requires_grad_()
             y = layer(x)
             y.square().sum().backward()
@@ -87,16 +95,16 @@ def test_nothing_of_the_size_of_the_activations_is_kept_but_the_input() -> None:
 def test_operators_pass_torchs_own_checks() -> None:
     x, weight, bias = data((4, 3, 5, 5)), *parameters(3)
     spec = NORMS["aug-1.5"]
-    statistics = operators.norm_forward(x, weight, bias, None, None, *spec)[1]
+    statistics = dispatch.norm_forward(x, weight, bias, None, None, *spec)[1]
     running = torch.zeros(3), torch.ones(3)
     order, offsets, lambdas = torch.tensor([2, 0, 1, 3]), torch.tensor([0, 1, 4]), torch.tensor([0.5, 0.0])
     swapped = data((3, 4, 5, 5)).transpose(0, 1)
     for operator, arguments in (
-        (operators.norm_forward, (x, weight, bias, None, None, *spec)),
-        (operators.norm_forward, (swapped, weight, bias, None, None, *spec)),
-        (operators.norm_backward, (x, swapped, weight, statistics, None, *spec)),
-        (operators.norm_backward, (x, x, weight, statistics, None, *spec)),
-        (operators.norm_grouped, (x, weight, bias, None, *running, order, offsets, lambdas, *spec)),
+        (dispatch.norm_forward, (x, weight, bias, None, None, *spec)),
+        (dispatch.norm_forward, (swapped, weight, bias, None, None, *spec)),
+        (dispatch.norm_backward, (x, swapped, weight, statistics, None, *spec)),
+        (dispatch.norm_backward, (x, x, weight, statistics, None, *spec)),
+        (dispatch.norm_grouped, (x, weight, bias, None, *running, order, offsets, lambdas, *spec)),
     ):
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
 
@@ -123,7 +131,7 @@ def test_an_exported_program_answers_without_the_library(monkeypatch: pytest.Mon
         program = torch.export.export(layer, (x,)).module()
         expected = layer(x)
     torch.testing.assert_close(program(x), expected)
-    monkeypatch.setattr(native, "LIBRARY", None)
+    monkeypatch.setattr(library, "LIBRARY", None)
     torch.testing.assert_close(program(x), expected, **COMPILED)
 
 

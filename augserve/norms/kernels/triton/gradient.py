@@ -15,7 +15,7 @@ In both d gamma = B and d beta = A. Weights are taken of |x - mu| / reach, which
 is a standard deviation for phi <= 2, where no power overflows; sqrt(m) of them, which no difference exceeds, for
 phi > 2; and the largest difference itself, for one more reading, where phi is so large that the weights of all
 values could vanish. A value at mu takes the weight of a difference of `NEAREST` standard deviations, so that it has
-all the weight in the limit. Source: `augserve.norms.functional`, `augserve.norms.median.gradient`.
+all the weight in the limit. Source: `augserve.norms.kernels.reference`, `augserve.norms.median.gradient`.
 """
 
 from __future__ import annotations

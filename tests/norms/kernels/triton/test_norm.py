@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from augserve.norms import RobustNorm1d, RobustNorm2d, RobustNorm3d
-from augserve.norms.functional import aug_norm
-from augserve.norms.reduction import along_channels, reduced_dims
+from augserve.norms.function import make_spec
+from augserve.norms.kernels.reference import normalize
+from augserve.norms.reduction import along_channels
 from tests.norms.kernels.triton.cases import DEVICES, WARNINGS, norm, split_everything
 
 pytestmark = WARNINGS
@@ -64,9 +65,8 @@ def reference(
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items()}
     x = leaves["dx"]
     if kind == 0:
-        phi = along_channels(leaves["d_exponent"], x) if isinstance(exponent, Tensor) else exponent
-        scale, shift = (along_channels(leaves[name], x) for name in ("d_weight", "d_bias"))
-        y = aug_norm(x, reduced_dims(x), phi, EPS, weight=scale, bias=shift)[0]
+        spec = make_spec(0, 1.5 if isinstance(exponent, Tensor) else exponent, EPS)
+        y = normalize(x, leaves["d_weight"], leaves["d_bias"], leaves.get("d_exponent"), spec)[0]
     else:
         assert isinstance(exponent, float)
         layers = {2: RobustNorm1d, 3: RobustNorm1d, 4: RobustNorm2d, 5: RobustNorm3d}

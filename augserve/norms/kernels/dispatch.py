@@ -5,7 +5,7 @@
     augserve::norm_grouped   normalize each group of rows, with running statistics blended in
 
 The device of x chooses: native on the CPU, Triton on CUDA, plain torch where neither is there or takes x. The
-operators themselves know no gradient: `augserve.norms.fused` puts them together as one differentiable function.
+operators themselves know no gradient: `augserve.norms.function` makes them one differentiable function.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from augserve.norms import library
 from augserve.norms.kernels import cuda, native, reference
 from augserve.norms.kernels.spec import AUG, Groups, Spec
 from augserve.norms.median.problem import largest_phi
@@ -39,7 +40,7 @@ _LIBRARY.define(
 
 def covers(x: Tensor) -> bool:
     """Return whether there is a fast kernel for x (N, C, *spatial); the operators take any x."""
-    return native.covers(x) or cuda.covers(x)
+    return library.covers(x) or cuda.covers(x)
 
 
 def has_kernel(spec: Spec) -> bool:
@@ -57,7 +58,7 @@ def _dense(x: Tensor) -> Tensor:
 def _kernels(x: Tensor, spec: Spec) -> Any:
     if not has_kernel(spec):
         return reference
-    if native.covers(x):
+    if library.covers(x):
         return native
     return cuda if cuda.covers(x) else reference
 

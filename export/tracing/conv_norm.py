@@ -1,9 +1,9 @@
-"""ConvNorm2d in exported graphs: convolutions, and one node that filters each channel on a torus.
+"""ConvNorm2d in traced graphs: convolutions, and one node that filters each channel on a torus.
 
     y_k = take(iFFT(v_k FFT(x_k))) + shift_k
 
 v depends on the weight and the size of the input alone, both known before a network is traced, so it is a constant
-of the graph. `spectra_for_export` computes it. Inside, a ConvNorm2d that torch.onnx traces stands for
+of the graph. `spectra_of` computes it. With it a ConvNorm2d stands for
 
     full = Conv(x, a);    y = CircularFilter(full, v[, shift]);    y = Conv(y, r)
 
@@ -14,20 +14,15 @@ its meaning.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from augserve.norms import ConvNorm2d
 from augserve.norms.modes import evaluating
-
-if TYPE_CHECKING:
-    from augserve.norms.conv_norm import ConvNorm2d
 
 DOMAIN, FILTER = "augserve.traced", "CircularFilter"
 OUTSIDE = -1  # in place of a position: a zero
@@ -45,25 +40,20 @@ class Constants:
     shift: Tensor | None  # what is added last (Co,)
 
 
-_constants: ContextVar[dict[tuple[int, Pair], Constants] | None] = ContextVar("constants", default=None)
+Spectra = Mapping[tuple[int, Pair], Constants]  # by the id of a layer and the size of its input
 
 
-@contextmanager
-def spectra_for_export(model: nn.Module, example: Tensor) -> Iterator[None]:
-    """Bind the spectra of every ConvNorm2d of a network for torch.onnx, inside a `with` block.
+def spectra_of(model: nn.Module, example: Tensor) -> Spectra:
+    """Return what the nodes of every ConvNorm2d of a network need.
 
     Args:
         model: it runs once on the example, in eval mode, to show the sizes that its layers get. It is not changed.
         example: rows (N, C, H, W) of the size to be exported.
 
     Example:
-        >>> from augserve.norms import ConvNorm2d
-        >>> network = nn.Sequential(ConvNorm2d(3, 8, 3))
-        >>> with spectra_for_export(network, torch.randn(2, 3, 8, 8)):
-        ...     pass  # torch.onnx.export(network, ...)
+        >>> len(spectra_of(nn.Sequential(ConvNorm2d(3, 8, 3)), torch.randn(2, 3, 8, 8)))
+        1
     """
-    from augserve.norms.conv_norm import ConvNorm2d
-
     found: dict[tuple[int, Pair], Constants] = {}
     handles = []
     for name, layer in model.named_modules():
@@ -71,9 +61,9 @@ def spectra_for_export(model: nn.Module, example: Tensor) -> Iterator[None]:
 
             def look(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
                 assert isinstance(module, ConvNorm2d)  # noqa: S101 - the hook is on no other
-                key = _key(module, inputs[0])
-                if key not in found:
-                    found[key] = _constants_of(module, name, key[1])
+                size = (int(inputs[0].shape[-2]), int(inputs[0].shape[-1]))
+                if (id(module), size) not in found:
+                    found[id(module), size] = _constants_of(module, name, size)
 
             handles.append(layer.register_forward_pre_hook(look))
     try:
@@ -83,19 +73,10 @@ def spectra_for_export(model: nn.Module, example: Tensor) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-    token = _constants.set(found)
-    try:
-        yield
-    finally:
-        _constants.reset(token)
+    return found
 
 
-def constants_for(layer: ConvNorm2d, input: Tensor) -> Constants | None:
-    """Return what is bound for a layer and inputs (N, Ci, H, W) or (Ci, H, W) of that size, or None."""
-    return (_constants.get() or {}).get(_key(layer, input))
-
-
-def traced(layer: ConvNorm2d, constants: Constants, x: Tensor, lengths: list[Pair]) -> Tensor:
+def conv_norm_nodes(layer: ConvNorm2d, constants: Constants, x: Tensor, lengths: list[Pair]) -> Tensor:
     """Return the layer's nodes applied to an input.
 
     Args:
@@ -154,10 +135,6 @@ def _filter(x: Tensor, constants: Constants, size: Pair, taken: list[list[int]],
 def _positions(first: int, step: int, count: int, length: int, torus: bool) -> list[int]:
     positions = [first + step * k for k in range(count)]
     return [p % length if torus else p if 0 <= p < length else OUTSIDE for p in positions]
-
-
-def _key(layer: ConvNorm2d, input: Tensor) -> tuple[int, Pair]:
-    return id(layer), (int(input.shape[-2]), int(input.shape[-1]))
 
 
 def _constants_of(layer: ConvNorm2d, name: str, size: Pair) -> Constants:
