@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 from typing_extensions import override
 
 from augserve import __version__
 from augserve.service.http import errors as http_errors
 from augserve.service.http.keys import Guard, read_api_keys
 from augserve.service.http.openapi import describe
-from augserve.service.http.routes import health, metrics, models, predict, v2
+from augserve.service.http.routes import health, infer, metrics, models, predict, v2
 from augserve.service.lifecycle import Service
 from augserve.service.settings import Settings, read_settings
 from augserve.service.watch.observe import Observe, find_tracing
@@ -62,11 +62,8 @@ def build_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     app.state.keys = read_api_keys(service.settings.api_keys_file)
-    app.include_router(predict.router)
-    app.include_router(models.router)
-    app.include_router(health.router)
-    app.include_router(metrics.router)
-    app.include_router(v2.router)
+    for routes in (predict, models, health, metrics, v2, infer):
+        app.include_router(routes.router)
     if service.settings.repository_control:
         app.include_router(v2.control)
     http_errors.install(app)
@@ -80,19 +77,10 @@ class _App(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """Put the watch around everything, the handler of unexpected errors too."""
         service: Service = self.state.service
-        app: ASGIApp = predict.ShortCut(super().build_middleware_stack(), service)
+        app: ASGIApp = super().build_middleware_stack()
         if self.state.keys is not None:
             app = Guard(app, self.state.keys, metrics_open=service.settings.metrics_open)
         return Observe(app, service.metrics, find_tracing())
-
-    @override
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand POST /predict on at once: FastAPI's own telemetry has nothing to add to it."""
-        if scope["type"] == "http" and scope["path"] == "/predict" and self.middleware_stack is not None:
-            scope["app"] = self
-            await self.middleware_stack(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
 
     @override
     def openapi(self) -> dict[str, Any]:

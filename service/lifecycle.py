@@ -6,8 +6,8 @@ import asyncio
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -138,18 +138,6 @@ class Service:
             QueueFullError: every place is taken.
         """
         return _Taking(self)
-
-    @contextmanager
-    def accept(self, model: str | None = None, version: str | None = None) -> Iterator[Predictor]:
-        """Take a request whose model is known, and give the version that answers it.
-
-        Raises:
-            NotReadyError: as `ready`.
-            QueueFullError: every place is taken.
-            UnknownModelError: no such model or version.
-        """
-        with self.taking():
-            yield self.models.get(model, version)
 
     async def execute(self, predictor: Predictor, job: Job, deadline: Deadline, caller: str) -> Outcome:
         """Run a job, together with those of others.

@@ -49,17 +49,15 @@ class ParsedBody(NamedTuple):
     images: bool = False
 
 
-def check_headers(request: Request, max_bytes: int) -> str:
-    """Return the body's media type: application/json, multipart/form-data or application/octet-stream.
+def media_type_of(content_type: str) -> str:
+    """Return the media type of a Content-Type header: application/json, multipart/form-data or ../octet-stream.
 
     Raises:
-        MediaTypeError: another media type.
-        PayloadTooLargeError: a Content-Length over the limit.
+        MediaTypeError: another one.
     """
-    media_type = header_of(request, b"content-type").partition(";")[0].strip().lower()
+    media_type = content_type.partition(";")[0].strip().lower()
     if media_type not in (JSON, FORM, NPY):
         raise MediaTypeError(f"expected Content-Type {JSON}, {FORM} or {NPY}; got {media_type[:80] or 'none'}")
-    check_length(request, max_bytes)
     return media_type
 
 
@@ -145,18 +143,13 @@ class _Reading:
         return self._expired
 
 
-def parses_at_once(media_type: str, body: bytes) -> bool:
-    """Whether parsing takes so little time that the event loop may do it."""
-    return len(body) <= INLINE_BYTES.get(media_type, 0)
-
-
 def parse(body: bytes, content_type: str, query: Iterable[tuple[str, str]]) -> ParsedBody:
     """Parse a body of any of the three types; the query holds the settings of an array.
 
     Raises:
         AugserveError: as the parser of its type.
     """
-    media_type = content_type.partition(";")[0].strip().lower()
+    media_type = media_type_of(content_type)
     if media_type == NPY:
         return parse_npy(body, query)
     for name, _ in query:

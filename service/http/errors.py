@@ -70,13 +70,6 @@ def _respond(
     return JSONResponse({"error": message, "code": refusal.code}, refusal.status, headers)
 
 
-async def answer_error(request: Request, error: Exception) -> JSONResponse:
-    """Return the answer to a request that went wrong in any way."""
-    if isinstance(error, errors.AugserveError):
-        return await _on_augserve_error(request, error)
-    return await _on_unexpected(request, error)
-
-
 async def _on_augserve_error(request: Request, error: Exception) -> JSONResponse:
     refusal = refusal_of(error) if isinstance(error, errors.AugserveError) else INTERNAL
     if refusal is INTERNAL:

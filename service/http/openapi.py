@@ -30,6 +30,7 @@ def _responses(statuses: set[int]) -> dict[int | str, dict[str, Any]]:
 
 RESPONSES = _responses({row.status for row in TABLE.values()})
 NOT_READY = _responses({503})
+NO_MODEL = _responses({404, 503})
 
 
 OF_ARRAYS = "Beside a body in NumPy's format alone; other bodies hold their settings."

@@ -22,7 +22,15 @@ from augserve.service.model.graph import Form
 from augserve.service.model.lone_runs import rows_on_one_core
 from augserve.service.model.opening import Opening, open_forms
 from augserve.service.model.run_size import fitting_rows
-from augserve.service.schemas import Answer, Comparison, Prediction, PredictSettings, Timing, TopClass
+from augserve.service.schemas import (
+    Answer,
+    Comparison,
+    Prediction,
+    PredictSettings,
+    StatisticsUsed,
+    Timing,
+    TopClass,
+)
 from augserve.statistics import Statistics
 
 TRACKED, BATCH = Statistics("tracked"), Statistics("batch")
@@ -206,29 +214,39 @@ class Predictor:
 
     def answer(self, job: Job, logits: Logits, timing: Timing, tracked: Logits | None = None) -> Answer:
         """Put logits, float32 (K, classes), into words, beside those of tracked statistics where they are given."""
-        _check_finite(logits)
+        check_finite(logits)
         predictions, probabilities = _predictions(logits, self.manifest.classes, job.settings)
         answer = Answer(
             predictions=predictions,
             model=self.name,
             model_version=self.version,
-            statistics={
-                "mode": job.statistics.mode,
-                "tracked_weight": job.groups.weights,
-                "groups": job.groups.sizes,
-                "remainder": job.settings.remainder,
-                "dropped": job.groups.dropped,
-            },
+            statistics=statistics_used(job),
             warnings=job.groups.warnings,
             timing_ms=timing,
         )
         if tracked is not None:
-            _check_finite(tracked)
+            check_finite(tracked)
             answer["comparison"] = _compare(predictions, probabilities, softmax(tracked), self.manifest.classes)
         return answer
 
 
-def _check_finite(logits: Logits) -> None:
+def statistics_used(job: Job) -> StatisticsUsed:
+    """Return how a job's rows are normalised, in the words of an answer."""
+    return StatisticsUsed(
+        mode=job.statistics.mode,
+        tracked_weight=job.groups.weights,
+        groups=job.groups.sizes,
+        remainder=job.settings.remainder,
+        dropped=job.groups.dropped,
+    )
+
+
+def check_finite(logits: Logits) -> None:
+    """Refuse rows for which the model gives no numbers.
+
+    Raises:
+        InputError: NaN or inf in a row.
+    """
     finite = np.isfinite(logits)
     if not finite.all():
         first = int(finite.all(axis=1).argmin())

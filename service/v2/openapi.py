@@ -11,6 +11,7 @@ from augserve.service.v2.request import PARAMETERS
 from augserve.service.v2.tensors import DATATYPES
 from augserve.statistics import REMAINDERS
 
+TAG = "Open Inference Protocol v2"
 PATHS = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
 MAX_EXAMPLE_VALUES = 4096  # a longer list hides the rest of the page
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from fastapi import APIRouter
 from starlette.requests import Request
 
+from augserve.service.http.answering import service_of
 from augserve.service.http.openapi import NOT_READY
-from augserve.service.lifecycle import Service
 
 router = APIRouter()
 
@@ -24,6 +22,6 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz", responses=NOT_READY)
 async def readyz(request: Request) -> dict[str, str]:
     """Answer 200 exactly when requests are taken, 503 while starting or draining."""
-    service = cast("Service", request.app.state.service)
+    service = service_of(request)
     service.ready()
     return {"status": "ready", "models": ", ".join(sorted({one.name for one in service.models.predictors()}))}

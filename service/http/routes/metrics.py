@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
-from augserve.service.watch.metrics import Metrics
+from augserve.service.http.answering import service_of
 
 router = APIRouter()
 
@@ -22,6 +20,6 @@ router = APIRouter()
 def metrics(request: Request) -> Response:
     """Answer what the service counts, in the text format of Prometheus or as OpenMetrics."""
     # Not a coroutine: writing the text takes milliseconds, and a thread keeps them off the event loop.
-    counted = cast("Metrics", request.app.state.service.metrics)
+    counted = service_of(request).metrics
     body, content_type = counted.render(request.headers.get("accept", ""))
     return Response(body, headers={"Content-Type": content_type})

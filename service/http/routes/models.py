@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 
-from augserve.service.lifecycle import Service
+from augserve.service.http.answering import service_of
 
 router = APIRouter()
 
@@ -15,7 +15,7 @@ router = APIRouter()
 @router.get("/models")
 async def models(request: Request) -> dict[str, list[dict[str, Any]]]:
     """Answer every version of every model: its state, classes, shape, statistics modes and preprocessing."""
-    service = cast("Service", request.app.state.service)
+    service = service_of(request)
     open_versions = {(one.name, one.version): one for one in service.models.predictors()}
     answer = []
     for status in service.models.index():

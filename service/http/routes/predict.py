@@ -1,123 +1,60 @@
-"""POST /predict: an adapter between HTTP and the data plane."""
+"""POST /predict: JSON, a form or an array in, JSON out."""
 
 from __future__ import annotations
 
-import time
-from typing import cast
+from collections.abc import Callable
 
 import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from typing_extensions import override
 
-from augserve.service.body.parse import (
-    JSON,
-    ParsedBody,
-    check_headers,
-    header_of,
-    parse,
-    parses_at_once,
-    read_body,
-)
-from augserve.service.http.errors import answer_error
+from augserve.service.body.parse import INLINE_BYTES, JSON, ParsedBody, header_of, media_type_of, parse
+from augserve.service.body.rows import Limits
+from augserve.service.http.answering import Codec, DirectRoute, Reply, answer
 from augserve.service.http.openapi import PREDICT_DESCRIPTION, RESPONSES
-from augserve.service.lifecycle import Service
-from augserve.service.model.predictor import Job
-from augserve.service.queue.deadlines import Deadline
+from augserve.service.lifecycle import Outcome
+from augserve.service.model.predictor import Job, Predictor
 from augserve.service.schemas import Answer, Timing
-from augserve.service.watch.observe import note, note_run
 
-ENCODED_AT_ONCE = 2**13  # numbers in an answer: beyond, a thread writes it
-
-router = APIRouter()
-
-
-class ShortCut:
-    """An ASGI application that answers POST /predict itself and hands everything else on.
-
-    The way through its layers costs as much as the run of a small model; FastAPI knows the path for the documents.
-
-    Args:
-        app: what answers the other requests.
-        service: what the route works with.
-    """
-
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app = app
-        self._service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, whatever goes wrong with it."""
-        if scope["type"] != "http" or scope["path"] != "/predict" or scope["method"] != "POST":
-            await self.app(scope, receive, send)
-            return
-        request = Request(scope, receive)
-        try:
-            body = await answer(request, self._service)
-        except Exception as error:  # as the handlers that FastAPI would call
-            response = await answer_error(request, error)
-            await response(scope, receive, send)
-            return
-        headers = [(b"content-type", JSON.encode()), (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+router = APIRouter(route_class=DirectRoute)
 
 
 @router.post("/predict", response_model=Answer, responses=RESPONSES, description=PREDICT_DESCRIPTION)
-async def predict(request: Request) -> Response:
+async def predict(request: Request) -> Reply:
     """Answer one request; the docs show the body's fields."""
-    body = await answer(request, cast("Service", request.app.state.service))
-    return Response(body, media_type=JSON)
+    return await answer(PredictCodec(), request)
 
 
-async def answer(request: Request, service: Service) -> bytes:
-    """Answer one request with JSON; errors are the caller's."""
-    deadline = Deadline(service.settings.request_timeout_s)
-    with service.taking():
-        media_type = check_headers(request, service.settings.max_body_bytes)
-        scheduler = service.scheduler
-        received = [
-            await read_body(request, service.settings.max_body_bytes, deadline, service.scheduler.deadlines)
-        ]
-        query = request.query_params.multi_items() if request.scope["query_string"] else []
+class PredictCodec(Codec):
+    """Settings in the body, beside an array in the query."""
 
-        def parse_body() -> ParsedBody:
-            return parse(received.pop(), header_of(request, b"content-type"), query)
+    _parsed: ParsedBody
 
-        at_once = parses_at_once(media_type, received[0])
-        parsed = parse_body() if at_once else await scheduler.work(parse_body, deadline)
-        note(request.scope, model=parsed.settings.model)
-        predictor = service.models.get(parsed.settings.model)
-        # Before an image is decoded: refuses what the model does not serve.
-        statistics = predictor.statistics(parsed.settings)
+    @override
+    def check(self, request: Request) -> None:
+        self._content_type = header_of(request, b"content-type")
+        self._media_type = media_type_of(self._content_type)
+        self._query = request.query_params.multi_items() if request.scope["query_string"] else []
 
-        def prepare() -> Job:
-            rows = parsed.make_rows(predictor.manifest, service.limits, deadline.check)
-            return predictor.prepare(rows, parsed.settings, statistics)
+    @override
+    def is_quick(self, size: int) -> bool:
+        return size <= INLINE_BYTES.get(self._media_type, 0)
 
-        at_once = at_once and not parsed.images
-        job = prepare() if at_once else await scheduler.work(prepare, deadline)
-        note(
-            request.scope,
-            model=predictor.name,
-            mode=job.statistics.mode,
-            rows=len(job.rows),
-            groups=len(job.groups.sizes),
-        )
-        outcome = await service.execute(predictor, job, deadline, caller_of(request))
-        note_run(request.scope, outcome.queue_s, outcome.run_s)
+    @override
+    def parse(self, body: bytes) -> None:
+        self._parsed = parse(body, self._content_type, self._query)
+        self.model, self.decodes_images = self._parsed.settings.model, self._parsed.images
 
-        def write() -> bytes:
-            timing = Timing(queue=1e3 * outcome.queue_s, run=1e3 * outcome.run_s, total=0.0)
-            content = predictor.answer(job, outcome.logits, timing, outcome.tracked)
-            content["timing_ms"]["total"] = 1e3 * (time.perf_counter() - deadline.started)
-            return orjson.dumps(content)
+    @override
+    def prepare(self, predictor: Predictor, limits: Limits, check: Callable[[], None]) -> Job:
+        settings = self._parsed.settings
+        statistics = predictor.statistics(settings)  # before images are decoded: the model may not serve them
+        return predictor.prepare(self._parsed.make_rows(predictor.manifest, limits, check), settings, statistics)
 
-        return write() if outcome.logits.size <= ENCODED_AT_ONCE else await scheduler.work(write)
-
-
-def caller_of(request: Request) -> str:
-    """Return whose turn in the queue a request takes: the key's name, else the address that it came from."""
-    named = request.scope.get("state", {}).get("caller")
-    return str(named) if named else request.client.host if request.client else ""
+    @override
+    def write(self, predictor: Predictor, outcome: Outcome, elapsed_ms: Callable[[], float]) -> Reply:
+        timing = Timing(queue=1e3 * outcome.queue_s, run=1e3 * outcome.run_s, total=0.0)
+        content = predictor.answer(outcome.job, outcome.logits, timing, outcome.tracked)
+        timing["total"] = elapsed_ms()
+        return Reply(orjson.dumps(content), JSON)

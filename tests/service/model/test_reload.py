@@ -28,15 +28,15 @@ def test_a_request_keeps_the_version_that_it_began_with(tmp_path: Path) -> None:
     service = Service(read_settings(model=tmp_path, threads=1))
     service.load()
     rows = some_rows(3)
-    with service.accept("a") as predictor:
+    with service.taking():
+        predictor = service.models.get("a")
         replace_model(path, classes=["new"] * 4)
         service.models.refresh()
-        with service.accept("a") as next_one:
-            assert next_one.predict(rows)["predictions"][0]["label"] == "new"
+        assert service.models.get("a").predict(rows)["predictions"][0]["label"] == "new"
         path.unlink()
         service.models.refresh()
-        with pytest.raises(UnknownModelError), service.accept("a"):
-            pass
+        with pytest.raises(UnknownModelError):
+            service.models.get("a")
         answer = predictor.predict(rows, PredictSettings(returns=["label", "logits"]))
     assert answer["predictions"][0]["label"] == "old"
     logits = [prediction["logits"] for prediction in answer["predictions"]]
