@@ -62,8 +62,10 @@ def build_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     app.state.keys = read_api_keys(service.settings.api_keys_file)
-    for routes in (predict, models, health, metrics, v2, infer):
+    for routes in (models, health, metrics, v2):
         app.include_router(routes.router)
+    # As they are, and first: an included router is another look-up on the way of each request.
+    app.router.routes[:0] = [*predict.router.routes, *infer.router.routes]
     if service.settings.repository_control:
         app.include_router(v2.control)
     http_errors.install(app)
